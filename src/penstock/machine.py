@@ -75,8 +75,8 @@ class Policy:
 class Decision:
     """What one turn shall do: record `rows` in order, one transaction; then perform `effect`.
 
-    `revisit_seconds` None = only when woken. `retry` = again after a backoff that the loop keeps. `reason` is a constant
-    text; it becomes the cause of the events.
+    `revisit_seconds` None = only when woken. `retry` = again after a backoff that the loop keeps. `reason` is a
+    constant text; it becomes the cause of the events.
     """
 
     reason: str
@@ -86,7 +86,7 @@ class Decision:
     retry: bool = False
 
 
-# --- which moves are legal, and who may make them --------------------------------------------------------------------
+# --- which moves are legal, and who may make them -------------------------------------------------------------------
 
 _USER, _DAEMON, _COMPILER = Author.USER, Author.DAEMON, Author.COMPILER
 
@@ -180,7 +180,7 @@ def flaw_of(row: Pipeline) -> str | None:
     return None
 
 
-# --- one turn ----------------------------------------------------------------------------------------------------------
+# --- one turn -------------------------------------------------------------------------------------------------------
 
 
 def needs_look(row: Pipeline) -> bool:
@@ -192,10 +192,7 @@ def needs_look(row: Pipeline) -> bool:
         if row.resources_desired is ResourcesDesired.PROVISIONED:
             return row.program_status is ProgramStatus.SUCCESS
         return row.storage_status is StorageStatus.CLEARING
-    return (
-        row.resources_status is ResourcesStatus.STOPPING
-        or row.resources_desired is ResourcesDesired.PROVISIONED
-    )
+    return row.resources_status is ResourcesStatus.STOPPING or row.resources_desired is ResourcesDesired.PROVISIONED
 
 
 def step(
@@ -341,9 +338,7 @@ def _observe(row: Pipeline, seen: Sighting | EffectFailed, now: datetime, policy
         case Failed():
             if row.suspect_since is None:
                 suspect = replace(row, suspect_since=now)
-                return Decision(
-                    reason="confirming a failure", rows=(suspect,), revisit_seconds=policy.confirm_seconds
-                )
+                return Decision(reason="confirming a failure", rows=(suspect,), revisit_seconds=policy.confirm_seconds)
             left = policy.confirm_seconds - (now - row.suspect_since).total_seconds()
             if left > 0:
                 return Decision(reason="confirming a failure", revisit_seconds=left)
@@ -421,7 +416,7 @@ def _stop(
     return Decision(reason=reason, rows=rows, effect=StopCompute(), revisit_seconds=0)
 
 
-# --- what a move does to every column (contract.md section 2.2) --------------------------------------------------------
+# --- what a move does to every column (contract.md section 2.2) -----------------------------------------------------
 
 
 def _provisioning(row: Pipeline, new_id: DeploymentId, now: datetime) -> Pipeline:
@@ -507,9 +502,7 @@ def _stopping(
             runtime_desired=None,
             runtime_desired_since=None,
             runtime_intent=None,
-            storage_status_details=(
-                storage_details if storage_details is not None else row.storage_status_details
-            ),
+            storage_status_details=(storage_details if storage_details is not None else row.storage_status_details),
             suspect_since=None,
             stop_mode=StopMode.FORCE,
             stop_deadline=None,
@@ -551,9 +544,7 @@ def _no_longer_wanted(row: Pipeline, now: datetime) -> Pipeline:
     return replace(row, resources_desired=ResourcesDesired.STOPPED, resources_desired_since=now)
 
 
-def _with_details(
-    row: Pipeline, details: JsonObject | None, now: datetime, policy: Policy
-) -> tuple[Pipeline, ...]:
+def _with_details(row: Pipeline, details: JsonObject | None, now: datetime, policy: Policy) -> tuple[Pipeline, ...]:
     if details is None or details == row.resources_status_details or _too_soon(row, now, policy):
         return ()
     return (
@@ -575,7 +566,7 @@ def _if_changed(before: Pipeline, after: Pipeline) -> tuple[Pipeline, ...]:
     return () if after == before else (after,)
 
 
-# --- small questions -----------------------------------------------------------------------------------------------------
+# --- small questions ------------------------------------------------------------------------------------------------
 
 
 def provisioning_timeout_seconds(row: Pipeline, policy: Policy) -> float:

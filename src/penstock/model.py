@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
-JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 PipelineId = NewType("PipelineId", str)
@@ -256,10 +256,7 @@ class Pipeline:
     @property
     def is_fully_stopped(self) -> bool:
         """Both the actual and the desired resources status are Stopped."""
-        return (
-            self.resources_status is ResourcesStatus.STOPPED
-            and self.resources_desired is ResourcesDesired.STOPPED
-        )
+        return self.resources_status is ResourcesStatus.STOPPED and self.resources_desired is ResourcesDesired.STOPPED
 
     @property
     def deployment_status(self) -> str:
@@ -309,7 +306,7 @@ class MonitorEvent:
     storage_status_details: JsonObject | None
 
 
-# --- sightings: what a look can show -------------------------------------------------------------------------------
+# --- sightings: what a look can show --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +398,7 @@ class Unbuilt:
 Sighting = Absent | Starting | Ready | Ended | Failed | Unseen | Unbuilt
 
 
-# --- effects: what can be done ---------------------------------------------------------------------------------------
+# --- effects: what can be done --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

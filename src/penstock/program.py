@@ -1,7 +1,7 @@
 """The rules of the program machine: from source text to a verified artifact.
 
-Called by the compiler of programs and, for a program that must be built again, by `machine`. Pure: each function returns
-the new row, or None where the row has moved on and the result must be dropped. Rules: contract.md section 2.6.
+Called by the compiler of programs and, for a program that must be built again, by `machine`. Pure: each function
+returns the new row, or None where the row has moved on and the result must be dropped. Rules: contract.md section 2.6.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ MOVES: Mapping[tuple[ProgramStatus, ProgramStatus], frozenset[Author]] = Mapping
 
 def is_due(row: Pipeline) -> bool:
     """Tell whether the compiler has something to do for `row` now."""
-    return row.program_status in (_S.PENDING, _S.SQL_COMPILED) and (
-        row.resources_status is ResourcesStatus.STOPPED
-    )
+    return row.program_status in (_S.PENDING, _S.SQL_COMPILED) and (row.resources_status is ResourcesStatus.STOPPED)
 
 
 def reset(row: Pipeline, now: datetime) -> Pipeline:
@@ -75,9 +73,7 @@ def check_passed(
     return None if after is None else replace(after, program_info=info)
 
 
-def check_failed(
-    row: Pipeline, program_version: int, outcome: JsonObject, now: datetime
-) -> Pipeline | None:
+def check_failed(row: Pipeline, program_version: int, outcome: JsonObject, now: datetime) -> Pipeline | None:
     """CompilingSql to SqlError: the program is wrong."""
     error = ProgramError(sql_compilation=outcome)
     return _move(row, program_version, _S.COMPILING_SQL, _S.SQL_ERROR, now, error, refresh=1)
@@ -97,9 +93,7 @@ def build_passed(
     return None if after is None else replace(after, artifact=artifact)
 
 
-def build_failed(
-    row: Pipeline, program_version: int, outcome: JsonObject, now: datetime
-) -> Pipeline | None:
+def build_failed(row: Pipeline, program_version: int, outcome: JsonObject, now: datetime) -> Pipeline | None:
     """CompilingRust to RustError: the program can not be built."""
     error = replace(row.program_error, rust_compilation=outcome)
     return _move(row, program_version, _S.COMPILING_RUST, _S.RUST_ERROR, now, error, refresh=1)
@@ -118,9 +112,7 @@ def resumed(row: Pipeline, now: datetime) -> Pipeline | None:
     if row.program_status is _S.COMPILING_SQL:
         return reset(row, now)
     if row.program_status is _S.COMPILING_RUST:
-        return _move(
-            row, row.program_version, _S.COMPILING_RUST, _S.SQL_COMPILED, now, row.program_error, refresh=1
-        )
+        return _move(row, row.program_version, _S.COMPILING_RUST, _S.SQL_COMPILED, now, row.program_error, refresh=1)
     return None
 
 

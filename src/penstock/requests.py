@@ -1,20 +1,20 @@
 """What a user may ask for, and what it does to the row; or the refusal.
 
-Called by the API's handlers and, for a start that a reboot owes, by `machine`. Pure. A refusal carries the error code of
-contract.md section 6; the order of the checks is that of contract.md sections 2.3, 2.4 and 5.2.
+Called by the API's handlers and, for a start that a reboot owes, by `machine`. Pure. A refusal carries the error code
+of contract.md section 6; the order of the checks is that of contract.md sections 2.3, 2.4 and 5.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import cast
 
 from penstock import program
 from penstock.model import (
-    PROGRAM_FAILED,
     DEFAULT_TENANT,
+    PROGRAM_FAILED,
     Bootstrap,
     Initial,
     JsonObject,
@@ -49,7 +49,7 @@ class StartRequest:
     """The parameters of one start."""
 
     initial: Initial = Initial.RUNNING
-    bootstrap: Bootstrap = Bootstrap()
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
     dismiss_error: bool = True
 
 
@@ -74,9 +74,7 @@ def new_pipeline(
     )
 
 
-def start(
-    row: Pipeline, asked: StartRequest, *, now: datetime, keep_error: bool = False
-) -> Pipeline | Refusal:
+def start(row: Pipeline, asked: StartRequest, *, now: datetime, keep_error: bool = False) -> Pipeline | Refusal:
     """Want the pipeline provisioned (contract.md section 2.3). Repeating the same start changes nothing.
 
     `keep_error` leaves an error on the row until the start is acted upon.
@@ -174,9 +172,7 @@ def clear(row: Pipeline) -> Pipeline | Refusal:
         )
     if row.storage_status is not StorageStatus.IN_USE:
         return row
-    return replace(
-        row, storage_status=StorageStatus.CLEARING, storage_status_details=None, resume=None
-    )
+    return replace(row, storage_status=StorageStatus.CLEARING, storage_status_details=None, resume=None)
 
 
 def dismiss_error(row: Pipeline) -> Pipeline | Refusal:
@@ -259,7 +255,8 @@ def delete(row: Pipeline) -> Refusal | None:
     """Tell why the pipeline may not be deleted; None when it may."""
     if not row.is_fully_stopped:
         return Refusal(
-            "DeleteRestrictedToFullyStopped", "A pipeline can be deleted only when it is stopped; stop it first."
+            "DeleteRestrictedToFullyStopped",
+            "A pipeline can be deleted only when it is stopped; stop it first.",
         )
     if row.storage_status is not StorageStatus.CLEARED:
         return Refusal(
@@ -270,11 +267,13 @@ def delete(row: Pipeline) -> Refusal | None:
 
 
 def _guarded_changes(before: Spec, after: Spec) -> list[str]:
-    changed = ["`name`"] if before.name != after.name else []
-    for path in GUARDED_RUNTIME_FIELDS:
-        if _at(before.runtime_config, path) != _at(after.runtime_config, path):
-            changed.append(f"`runtime_config.{'.'.join(path)}`")
-    return changed
+    names = ["`name`"] if before.name != after.name else []
+    configs = [
+        f"`runtime_config.{'.'.join(path)}`"
+        for path in GUARDED_RUNTIME_FIELDS
+        if _at(before.runtime_config, path) != _at(after.runtime_config, path)
+    ]
+    return names + configs
 
 
 def _at(config: JsonObject, path: tuple[str, ...]) -> JsonValue:

@@ -1,7 +1,8 @@
 """Which monitor events a change of a row makes.
 
 Called by every store inside `commit` and `create`, so that no store can record an illegal move or forget an event.
-Pure. An event is written iff one of its visible fields changed; details alone make one only now and then (design section 6).
+Pure. An event is written iff one of its visible fields changed; details alone make one only now and then
+(design section 6).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ STORAGE_MOVES: Mapping[StorageMove, frozenset[Author]] = MappingProxyType(
 )
 
 
-class IllegalMove(Exception):  # noqa: N818 - it is the move that is illegal; the name is the tables' own
+class IllegalMove(Exception):
     """Somebody tried to record a change that no rule allows: a bug of ours. Carries both rows."""
 
     def __init__(self, what: str, before: Pipeline, after: Pipeline) -> None:

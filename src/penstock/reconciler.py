@@ -1,0 +1,183 @@
+"""One turn of one pipeline: read, look, decide, record, act.
+
+Called by the loop, never twice at once for one pipeline. A crash or a cancellation between any two of the five is
+repaired by the next turn: what was recorded is acted upon again, and every effect is idempotent. Must never decide
+anything itself; that is `machine.step`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import anyio
+
+from penstock import machine
+from penstock.answers import NoAnswer, interpret
+from penstock.machine import Decision, Policy
+from penstock.model import (
+    Author,
+    DeploymentId,
+    Effect,
+    EffectFailed,
+    Failed,
+    Fault,
+    Pipeline,
+    PipelineId,
+    Ready,
+    ResourcesStatus,
+    Sighting,
+    Unbuilt,
+    Unseen,
+)
+from penstock.ports import Clock, Executor, ExecutorError, Logs, Probe, Store, Toolchains
+
+LOOK_TIMEOUT_SECONDS = 10.0
+"""Longer than the probe's own 5 s, so that the probe's reason is the one that is shown."""
+
+ACT_TIMEOUT_SECONDS = 60.0
+"""An effect starts work and returns soon; one that does not is cut off and tried again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one turn came to. `rows` are the snapshots recorded, the first of them what was read."""
+
+    reason: str
+    rows: tuple[Pipeline, ...] = ()
+    effect: Effect | None = None
+    fault: Fault | None = None
+    """Why the effect did not work."""
+    revisit_seconds: float | None = None
+    retry: bool = False
+    exists: bool = True
+
+
+class Reconciler:
+    """Takes single turns; owns nothing but the ports."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        executor: Executor,
+        toolchains: Toolchains,
+        probe: Probe,
+        logs: Logs,
+        clock: Clock,
+        policy: Policy,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._toolchains = toolchains
+        self._probe = probe
+        self._logs = logs
+        self._clock = clock
+        self._policy = policy
+
+    async def turn(self, pipeline_id: PipelineId) -> Turn:
+        """Take `pipeline_id` through one turn.
+
+        Raises StaleRevision when somebody else wrote the row meanwhile (turn again), StoreUnavailable, and whatever is
+        a bug. May be cancelled at any await; a commit is then either wholly applied or not at all.
+        """
+        row = await self._store.get(pipeline_id)
+        if row is None:
+            return Turn(reason="gone", exists=False)
+        seen = await self._look(row) if machine.needs_look(row) else None
+        decision = self._decide(row, seen)
+        recorded = await self._record(row, decision)
+        if decision.effect is None:
+            return _turn(row, decision)
+        fault = await self._act(recorded, decision.effect)
+        if fault is None:
+            return _turn(row, decision)
+        after = self._decide(recorded, EffectFailed(decision.effect, fault.fault, fault.retry))
+        await self._record(recorded, after)
+        return Turn(
+            reason=after.reason,
+            rows=(row, *decision.rows, *after.rows) if decision.rows or after.rows else (),
+            effect=decision.effect,
+            fault=fault.fault,
+            revisit_seconds=after.revisit_seconds,
+            retry=after.retry,
+        )
+
+    async def _look(self, row: Pipeline) -> Sighting:
+        with anyio.move_on_after(LOOK_TIMEOUT_SECONDS):
+            if row.resources_status is ResourcesStatus.STOPPED and row.resources_desired.value != row.resources_status:
+                flaw = await self._toolchains.verify(row)
+                if flaw is not None:
+                    return Unbuilt(flaw)
+            seen = await self._executor.look(row)
+            if row.resources_status is not ResourcesStatus.PROVISIONED:
+                return seen
+            match seen:
+                case Ready(location=str(location), report=None):
+                    return await self._ask(row, seen, location)
+                case _:
+                    return seen
+        return Unseen(f"looking took longer than {LOOK_TIMEOUT_SECONDS:g} s")
+
+    async def _ask(self, row: Pipeline, seen: Ready, location: str) -> Sighting:
+        answer = await self._probe.status(location)
+        if isinstance(answer, NoAnswer):
+            # It may have died while it was asked; then its end is the truth, not its silence.
+            again = await self._executor.look(row)
+            if not isinstance(again, Ready):
+                return again
+        meaning = interpret(row, answer, self._clock.now())
+        return meaning if isinstance(meaning, Failed) else replace(seen, report=meaning)
+
+    def _decide(self, row: Pipeline, stimulus: Sighting | EffectFailed | None) -> Decision:
+        new_id = DeploymentId(self._clock.new_id())
+        return machine.step(row, stimulus, now=self._clock.now(), new_id=new_id, policy=self._policy)
+
+    async def _record(self, row: Pipeline, decision: Decision) -> Pipeline:
+        if not decision.rows:
+            return row
+        now = self._clock.now()
+        recorded = await self._store.commit(row, decision.rows, by=Author.DAEMON, cause=decision.reason, now=now)
+        before = row
+        for after in decision.rows:
+            self._note(before, after)
+            before = after
+        return recorded
+
+    async def _act(self, row: Pipeline, effect: Effect) -> ExecutorError | None:
+        try:
+            with anyio.fail_after(ACT_TIMEOUT_SECONDS):
+                await self._executor.perform(row, effect)
+        except ExecutorError as error:
+            return error
+        except TimeoutError:
+            text = f"{type(effect).__name__} took longer than {ACT_TIMEOUT_SECONDS:g} s; it will be tried again."
+            return ExecutorError(Fault("RunnerProvisionError", text, {"error": text}), retry=True)
+        return None
+
+    def _note(self, before: Pipeline, after: Pipeline) -> None:
+        """Tell the pipeline's own log what moved (contract.md section 8)."""
+        desired = after.resources_desired
+        if before.resources_status is not after.resources_status:
+            moved = f"{before.resources_status.lower()} -> {after.resources_status.lower()}"
+            self._logs.note(after, "INFO", f"resources transition {moved} (desired {desired.lower()})")
+        if before.runtime_status is not after.runtime_status and after.runtime_status is not None:
+            moved = f"{(before.runtime_status or '(none)').lower()} -> {after.runtime_status.lower()}"
+            self._logs.note(
+                after, "INFO", f"runtime transition {moved} (desired {(after.runtime_desired or '').lower()})"
+            )
+        if before.storage_status is not after.storage_status:
+            moved = f"{before.storage_status.lower()} -> {after.storage_status.lower()}"
+            self._logs.note(after, "INFO", f"storage transition {moved}")
+        error = after.deployment_error
+        if error is not None and error != before.deployment_error:
+            self._logs.note(after, "ERROR", f"{error.code}: {error.message}")
+
+
+def _turn(row: Pipeline, decision: Decision) -> Turn:
+    return Turn(
+        reason=decision.reason,
+        rows=(row, *decision.rows) if decision.rows else (),
+        effect=decision.effect,
+        revisit_seconds=decision.revisit_seconds,
+        retry=decision.retry,
+    )

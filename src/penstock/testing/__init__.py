@@ -1,0 +1,1 @@
+"""What tests of Penstock, and of executors and stores written elsewhere, stand on."""

@@ -1,0 +1,65 @@
+"""What handlers may use: the ports and a few facts, handed in once by wiring and found through the application.
+
+Must never grow logic beyond finding the pipeline that a path names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from aiohttp import web
+
+from penstock.api.errors import ApiError
+from penstock.model import DEFAULT_TENANT, Pipeline, TenantId
+from penstock.ports import Clock, Logs, Probe, Store, Toolchains, UsageSource
+from penstock.telemetry import Metrics
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The daemon as its handlers see it."""
+
+    store: Store
+    toolchains: Toolchains
+    usage: UsageSource
+    probe: Probe
+    logs: Logs
+    clock: Clock
+    metrics: Metrics
+    version: str
+    stop_grace_seconds: Callable[[], float]
+    """How long a graceful stop may take; may change with the configuration."""
+    caught_up: Callable[[], bool]
+    """Whether every pipeline found at start has had its first turn."""
+    tenant: TenantId = DEFAULT_TENANT
+
+
+CONTEXT = web.AppKey("context", Context)
+
+
+def context_of(request: web.Request) -> Context:
+    """The context of the application that serves `request`."""
+    return request.config_dict[CONTEXT]
+
+
+async def pipeline_of(request: web.Request) -> Pipeline:
+    """The pipeline that the path names. Raises ApiError UnknownPipelineName, also for a name that could never exist."""
+    context = context_of(request)
+    name = request.match_info["pipeline_name"]
+    row = await context.store.find(context.tenant, name)
+    if row is None:
+        raise unknown_pipeline(name)
+    return row
+
+
+def unknown_pipeline(name: str) -> ApiError:
+    """The refusal for a name that nobody has."""
+    return ApiError(
+        "UnknownPipelineName",
+        f"There is no pipeline named {name!r}. GET /v0/pipelines lists the pipelines that exist.",
+        {"pipeline_name": name},
+    )

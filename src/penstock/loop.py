@@ -111,7 +111,11 @@ class Loop:
         """Cut off turns whose pipeline was meanwhile told to stop; nothing else may interrupt a turn."""
         while self._asked:
             pipeline_id = self._asked.pop()
-            row = await self._store.get(pipeline_id)
+            try:
+                row = await self._store.get(pipeline_id)
+            except StoreUnavailable as error:
+                self._begin_outage(error)
+                return
             running = self._running.get(pipeline_id)
             if running is not None and (row is None or _must_stop(row)):
                 running.scope.cancel()
@@ -226,6 +230,7 @@ class Loop:
             try:
                 await self._go_through_all(first=first)
                 await self._sweep_orphans()
+                await self._sweep_remains()
             except StoreUnavailable as error:
                 self._begin_outage(error)
             if self._outage is not None:
@@ -258,6 +263,13 @@ class Loop:
                 await self._executor.discard(compute)
             except ExecutorError as error:
                 log.warning("orphan remains", pipeline=compute.pipeline_id, error=error.fault.message)
+
+
+    async def _sweep_remains(self) -> None:
+        """Have what is kept of deleted pipelines removed, by a turn. Rows are read after the survey, as above."""
+        for pipeline_id in await self._executor.kept():
+            if await self._store.get(pipeline_id) is None:
+                self.wake(pipeline_id)
 
 
 def _must_stop(row: Pipeline) -> bool:

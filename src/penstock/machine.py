@@ -294,7 +294,10 @@ def _await_ready(row: Pipeline, seen: Sighting | EffectFailed, now: datetime, po
             if seen.report is None or seen.report.status is RuntimeStatus.SUSPENDED:
                 return Decision(reason="compute ready", rows=(ready,), revisit_seconds=0)
             rows = (ready, *_observed(ready, seen.report, now, policy))
-            return Decision(reason="compute ready", rows=rows, revisit_seconds=_revisit(seen, policy))
+            off_course = _steering(rows[-1], seen.report) is not None
+            return Decision(
+                reason="compute ready", rows=rows, revisit_seconds=0 if off_course else _revisit(seen, policy)
+            )
         case Ended():
             return _ended(row, seen, now, policy)
         case Failed(confirmed=True):

@@ -183,6 +183,10 @@ class Executor(Protocol):
         """Kill what `survey` found and no row knows. Raises ExecutorError."""
         ...
 
+    async def kept(self) -> list[PipelineId]:
+        """The pipelines of which something is kept on disk, running or not."""
+        ...
+
     async def forget(self, pipeline_id: PipelineId) -> None:
         """Remove what is kept on disk of a pipeline that was deleted; nothing if there is none."""
         ...
@@ -304,6 +308,10 @@ class Logs(Protocol):
 
     def tail(self, pipeline_id: PipelineId, lines: int) -> tuple[str, ...]:
         """The last lines, decoded, each bounded in length; empty when there is none."""
+        ...
+
+    def forget(self, pipeline_id: PipelineId) -> None:
+        """End the readers of a pipeline that was deleted."""
         ...
 
     def read(self, pipeline_id: PipelineId, *, follow: bool) -> AsyncGenerator[bytes, None]:

@@ -66,13 +66,14 @@ class Reconciler:
         clock: Clock,
         policy: Policy,
     ) -> None:
+        self.policy = policy
+        """May be replaced between turns: a reload of the settings does."""
         self._store = store
         self._executor = executor
         self._toolchains = toolchains
         self._probe = probe
         self._logs = logs
         self._clock = clock
-        self._policy = policy
 
     async def turn(self, pipeline_id: PipelineId) -> Turn:
         """Take `pipeline_id` through one turn.
@@ -82,6 +83,8 @@ class Reconciler:
         """
         row = await self._store.get(pipeline_id)
         if row is None:
+            self._logs.forget(pipeline_id)
+            await self._executor.forget(pipeline_id)
             return Turn(reason="gone", exists=False)
         seen = await self._look(row) if machine.needs_look(row) else None
         decision = self._decide(row, seen)
@@ -130,7 +133,7 @@ class Reconciler:
 
     def _decide(self, row: Pipeline, stimulus: Sighting | EffectFailed | None) -> Decision:
         new_id = DeploymentId(self._clock.new_id())
-        return machine.step(row, stimulus, now=self._clock.now(), new_id=new_id, policy=self._policy)
+        return machine.step(row, stimulus, now=self._clock.now(), new_id=new_id, policy=self.policy)
 
     async def _record(self, row: Pipeline, decision: Decision) -> Pipeline:
         if not decision.rows:

@@ -68,6 +68,8 @@ class FakeExecutor:
     """New processes are not ready until `make_ready`."""
     deaf: bool = False
     """Every look is Unseen."""
+    location: str | None = None
+    """When set, processes speak contract `http` there, and a look does not know how they are."""
     hung: anyio.Event | None = None
     """When set, looks and effects wait for it."""
     refusals: list[ExecutorError] = field(default_factory=list[ExecutorError])
@@ -92,6 +94,8 @@ class FakeExecutor:
             return Failed(process.broken)
         if not process.ready:
             return Starting({"phase": "starting"})
+        if self.location is not None:
+            return Ready(self.location, {"process": 1})
         status = RuntimeStatus.PAUSED if process.paused else RuntimeStatus.RUNNING
         desired = RuntimeDesired.SUSPENDED if process.told_to_suspend else RuntimeDesired(status.value)
         return Ready(None, {"process": 1}, Report(status, desired, {}, NO_CHECKPOINTS))
@@ -131,6 +135,9 @@ class FakeExecutor:
 
     async def discard(self, compute: Compute) -> None:
         self._end(compute.deployment_id, Exit(pid=1, signal=9, signal_name="SIGKILL"))
+
+    async def kept(self) -> list[PipelineId]:
+        return list(self.storage)
 
     async def forget(self, pipeline_id: PipelineId) -> None:
         self.storage.discard(pipeline_id)

@@ -68,6 +68,9 @@ class FakeLogs:
         mine = [message for owner, _, message in self.notes if owner == pipeline_id]
         return tuple(mine[-lines:])
 
+    def forget(self, pipeline_id: PipelineId) -> None:
+        self.notes = [note for note in self.notes if note[0] != pipeline_id]
+
     async def read(self, pipeline_id: PipelineId, *, follow: bool) -> AsyncGenerator[bytes, None]:
         for owner, level, message in self.notes:
             if owner == pipeline_id:

@@ -386,8 +386,11 @@ def _steering(row: Pipeline, report: Report) -> SteerRuntime | None:
 
 def _finish_stop(row: Pipeline, seen: Sighting | EffectFailed, now: datetime) -> Decision:
     match seen:
-        case Absent() | Ended(leftovers=False):
+        case Ended(leftovers=False):
             return Decision(reason="stopped", rows=(_stopped(row, now),), revisit_seconds=0)
+        case Absent():
+            # A spawn that a killed daemon began may still land; the effect forbids it, and then the look is Ended.
+            return Decision(reason="never spawned", effect=StopCompute(), revisit_seconds=0)
         case Starting() | Ready() | Ended() | Failed():
             return Decision(reason="still alive", effect=StopCompute(), revisit_seconds=0)
         case EffectFailed():

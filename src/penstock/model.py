@@ -335,9 +335,9 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """This deployment was never spawned, and nothing of it can still appear. Authoritative.
+    """Nothing of this deployment was ever spawned: to provision it now makes the one copy that there will be.
 
-    `storage_remains` is looked at only while storage is Clearing.
+    After StopCompute it is Ended, and nothing of it can appear any more. `storage_remains` is looked at only while storage is Clearing.
     """
 
     storage_remains: bool = False
@@ -415,7 +415,7 @@ class SteerRuntime:
 
 @dataclass(frozen=True, slots=True)
 class StopCompute:
-    """Kill everything of the deployment."""
+    """Kill everything of the deployment, and see to it that nothing of it ever appears; afterwards it is Ended."""
 
 
 @dataclass(frozen=True, slots=True)

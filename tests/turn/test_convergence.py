@@ -6,13 +6,14 @@ wake-up (turns happen only when the machine says so), and a stale read (a turn t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import random
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TypeVar
 
-import anyio
+import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from penstock import history, machine, program, requests
 from penstock.machine import HOST_RESTARTED, Policy
@@ -26,6 +27,7 @@ from penstock.model import (
     Initial,
     Pipeline,
     PipelineId,
+    Provision,
     Refusal,
     ResourcesDesired,
     ResourcesStatus,
@@ -43,13 +45,13 @@ FAULT = Fault("Broken", "it broke")
 STEPS = ("look", "record", "act", "none")
 
 
-def finish(awaitable: Awaitable[T]) -> T:
+def finish(coroutine: Coroutine[object, None, T]) -> T:
     """Run something that never really waits."""
-
-    async def main() -> T:
-        return await awaitable
-
-    return anyio.run(main, backend="trio")
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("the fake world made somebody wait")
 
 
 class Convergence(RuleBasedStateMachine):
@@ -64,7 +66,7 @@ class Convergence(RuleBasedStateMachine):
         self.row: Pipeline = replace(made, program_status=program.ProgramStatus.SUCCESS, artifact="a")
         self.old: Pipeline = self.row
         self.acknowledged: ResourcesDesired = ResourcesDesired.STOPPED
-        self.stopping_for_good = False
+        self.late: list[Pipeline] = []
 
     # --- the store -----------------------------------------------------------------------------------------------
 
@@ -101,6 +103,9 @@ class Convergence(RuleBasedStateMachine):
         elif row.revision != self.row.revision and decision.effect is not None:
             # An effect without a record, decided on an old row: it is keyed by the deployment it saw.
             recorded = row
+        if die_after == "act" and isinstance(decision.effect, Provision):
+            self.late.append(recorded)
+            return decision
         if die_after == "record" or decision.effect is None:
             return decision
         self.act(recorded, decision.effect)
@@ -112,9 +117,28 @@ class Convergence(RuleBasedStateMachine):
         except ExecutorError:
             return
 
-    @rule(die_after=st.sampled_from(STEPS))
-    def take_turn(self, die_after: str) -> None:
-        self.turn(die_after=die_after)
+    @initialize(running=st.booleans(), slow=st.booleans(), stubborn=st.booleans())
+    def begin(self, running: bool, slow: bool, stubborn: bool) -> None:
+        """Half of the stories begin with a pipeline that runs."""
+        self.world.stubborn = stubborn
+        if running:
+            self.start(Initial.RUNNING)
+            self.take_turns(["none"] * 4, deaf=False)
+        self.world.slow_start = slow
+
+    @rule(deaths=st.lists(st.sampled_from(STEPS), min_size=1, max_size=4), deaf=st.booleans())
+    def take_turns(self, deaths: list[str], deaf: bool) -> None:
+        """Some turns in a row, the daemon dying in each after a step; a deaf world cannot be seen meanwhile."""
+        self.world.deaf = deaf
+        for die_after in deaths:
+            self.turn(die_after=die_after)
+        self.world.deaf = False
+
+    @rule()
+    def a_late_spawn_lands(self) -> None:
+        """A daemon was killed while it spawned; what it began comes to life only now."""
+        while self.late:
+            self.act(self.late.pop(), Provision())
 
     @rule()
     def turn_on_a_stale_row(self) -> None:
@@ -167,11 +191,6 @@ class Convergence(RuleBasedStateMachine):
         for deployment in self.world.alive(P1):
             self.world.die(deployment, Exit(pid=1), Fault(HOST_RESTARTED, "the host went down"))
 
-    @rule(deaf=st.booleans(), slow=st.booleans())
-    def senses(self, deaf: bool, slow: bool) -> None:
-        self.world.deaf = deaf
-        self.world.slow_start = slow
-
     @rule(retry=st.booleans())
     def next_effect_fails(self, retry: bool) -> None:
         self.world.refusals = [ExecutorError(FAULT, retry=retry)]
@@ -219,7 +238,8 @@ class Convergence(RuleBasedStateMachine):
     @rule()
     def it_converges_when_faults_stop(self) -> None:
         """Driven only by what the machine itself asks for (revisits and retries), it reaches the goal."""
-        self.world.deaf = self.world.slow_start = False
+        self.a_late_spawn_lands()
+        self.world.slow_start = False
         self.world.refusals = []
         self.become_ready()
         for _ in range(40):
@@ -234,6 +254,7 @@ class Convergence(RuleBasedStateMachine):
         else:
             raise AssertionError("still busy after 40 turns")
         settled = self.row
+        assert settled.stop_mode is None
         assert settled.resources_status.value == settled.resources_desired.value
         assert settled.storage_status is not StorageStatus.CLEARING
         if settled.resources_status is ResourcesStatus.PROVISIONED:
@@ -242,3 +263,44 @@ class Convergence(RuleBasedStateMachine):
 
 
 TestConvergence = Convergence.TestCase
+
+ENDS = (Exit(pid=1, code=0), Exit(pid=1, code=3), Exit(pid=1, signal=11))
+
+
+def wander(story: Convergence, chance: random.Random, steps: int) -> None:
+    """A long random walk over the rules, evener than hypothesis' search; every invariant is checked after each step."""
+    story.begin(running=False, slow=False, stubborn=chance.random() < 0.3)
+    rules: list[tuple[int, Callable[[], object]]] = [
+        (
+            12,
+            lambda: story.take_turns(chance.choices(STEPS, k=chance.randint(1, 3)), deaf=chance.random() < 0.3),
+        ),
+        (4, lambda: story.start(chance.choice([Initial.RUNNING, Initial.PAUSED]))),
+        (3, lambda: story.stop(chance.random() < 0.5)),
+        (2, story.clear),
+        (1, story.dismiss),
+        (1, lambda: story.steer(chance.choice([RuntimeDesired.RUNNING, RuntimeDesired.PAUSED]))),
+        (1, lambda: story.die(chance.choice(ENDS))),
+        (1, story.reboot),
+        (1, lambda: story.next_effect_fails(chance.random() < 0.5)),
+        (1, story.become_ready),
+        (2, lambda: story.wait(chance.choice([0.1, 1.0, 11.0, 31.0]))),
+        (2, story.turn_on_a_stale_row),
+        (1, story.a_late_spawn_lands),
+        (1, story.it_converges_when_faults_stop),
+    ]
+    weights = [weight for weight, _ in rules]
+    for _ in range(steps):
+        chance.choices(rules, weights)[0][1]()
+        story.never_two_at_once()
+        story.stopped_means_nothing_runs()
+        story.cleared_means_nothing_is_stored()
+        story.what_runs_is_the_rows_own()
+        story.the_row_is_sound()
+        story.a_stop_is_never_forgotten()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_walks(seed: int) -> None:
+    for story in range(10):
+        wander(Convergence(), random.Random(seed * 1000 + story), 100)

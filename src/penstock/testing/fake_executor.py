@@ -70,6 +70,8 @@ class FakeExecutor:
     """Every look is Unseen."""
     location: str | None = None
     """When set, processes speak contract `http` there, and a look does not know how they are."""
+    stubborn: bool = False
+    """New processes ignore that they are told to suspend."""
     hung: anyio.Event | None = None
     """When set, looks and effects wait for it."""
     refusals: list[ExecutorError] = field(default_factory=list[ExecutorError])
@@ -116,10 +118,14 @@ class FakeExecutor:
             case Provision():
                 if process is None:
                     paused = row.runtime_intent is RuntimeDesired.PAUSED
-                    self.processes[row.deployment_id] = FakeProcess(row.id, paused, ready=not self.slow_start)
+                    self.processes[row.deployment_id] = FakeProcess(
+                        row.id, paused, ready=not self.slow_start, ignores_suspend=self.stubborn
+                    )
                     self.spawned[row.deployment_id] += 1
                     self.storage.add(row.id)
             case StopCompute():
+                if process is None:  # a spawn that lands late finds that it is over
+                    self.processes[row.deployment_id] = FakeProcess(row.id, paused=False, exit=Exit(pid=None))
                 self._end(row.deployment_id, Exit(pid=1, signal=9, signal_name="SIGKILL"))
             case SteerRuntime(target=RuntimeDesired.SUSPENDED):
                 if process is not None and process.exit is None:

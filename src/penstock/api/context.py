@@ -40,6 +40,9 @@ class Context:
 
 CONTEXT = web.AppKey("context", Context)
 
+PIPELINE = "/v0/pipelines/{pipeline_name:[^/]+}"
+"""The path of one pipeline. Any segment may be a name here: an illegal one is unknown, which is a 404 as well."""
+
 
 def context_of(request: web.Request) -> Context:
     """The context of the application that serves `request`."""

@@ -1,0 +1,127 @@
+"""Start, stop, clear and the rest of what a user may ask of a pipeline: thin handlers over `penstock.requests`.
+
+Each records what is wanted and answers at once; the loop makes it true (contract.md section 5.3).
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from aiohttp import web
+
+from penstock import requests
+from penstock.api import query
+from penstock.api.context import PIPELINE, Handler, context_of, pipeline_of
+from penstock.api.errors import ApiError, refused
+from penstock.api.responses import json_response
+from penstock.api.writing import change
+from penstock.model import Bootstrap, BootstrapPolicy, Initial, Pipeline, Refusal, RuntimeDesired
+
+
+def routes() -> list[web.RouteDef]:
+    """The routes of this resource."""
+    return [
+        web.post(f"{PIPELINE}/start", start),
+        web.post(f"{PIPELINE}/stop", stop),
+        web.post(f"{PIPELINE}/clear", clear),
+        web.post(f"{PIPELINE}/dismiss_error", dismiss_error),
+        web.post(f"{PIPELINE}/pause", _steering(RuntimeDesired.PAUSED)),
+        web.post(f"{PIPELINE}/resume", _steering(RuntimeDesired.RUNNING)),
+        web.post(f"{PIPELINE}/approve", approve),
+        web.post(f"{PIPELINE}/activate", activate),
+    ]
+
+
+async def start(request: web.Request) -> web.Response:
+    """Want the pipeline provisioned."""
+    asked = _start_request(request)
+    clock = context_of(request).clock
+    await change(request, lambda row: requests.start(row, asked, now=clock.now()), cause="start requested")
+    return json_response(
+        "Pipeline is starting; its deployment_status tells when it has reached the wanted state.", status=202
+    )
+
+
+async def stop(request: web.Request) -> web.Response:
+    """Want the pipeline stopped: at once with force, else after it had time to end by itself."""
+    force = query.flag(request, "force", default=False)
+    context = context_of(request)
+    grace = context.stop_grace_seconds()
+
+    def rule(row: Pipeline) -> Pipeline:
+        return requests.stop(row, force=force, grace_seconds=grace, now=context.clock.now())
+
+    await change(request, rule, cause="forced stop requested" if force else "stop requested")
+    return json_response("Pipeline is stopping; deployment_status will be Stopped when it has stopped.", status=202)
+
+
+async def clear(request: web.Request) -> web.Response:
+    """Want the pipeline's storage cleared."""
+    await change(request, requests.clear, cause="clear requested")
+    return json_response("Storage is being cleared; storage_status will be Cleared when it is gone.", status=202)
+
+
+async def dismiss_error(request: web.Request) -> web.Response:
+    """Forget the error of the last run."""
+    await change(request, requests.dismiss_error, cause="error dismissed")
+    return json_response("The deployment error is dismissed.")
+
+
+async def approve(request: web.Request) -> web.Response:
+    """Approve what a changed program has to do: not something that a process of ours ever waits for."""
+    _bootstrap(request, BootstrapPolicy.ALLOW)
+    await _refuse_action(request, "approve", "the pipeline's process never waits for an approval")
+
+
+async def activate(request: web.Request) -> web.Response:
+    """Activate a standby: not something that a process of ours can be."""
+    _initial(request, "activate", (Initial.RUNNING, Initial.PAUSED))
+    await _refuse_action(request, "activate", "the pipeline's process is never on standby")
+
+
+def _steering(target: RuntimeDesired) -> Handler:
+    """The handler that wants a provisioned pipeline to be `target`."""
+    cause = "pause requested" if target is RuntimeDesired.PAUSED else "resume requested"
+
+    async def steer(request: web.Request) -> web.Response:
+        await change(request, lambda row: requests.steer(row, target), cause=cause)
+        return json_response(f"Pipeline was told to be {target.value}.", status=202)
+
+    return steer
+
+
+def _start_request(request: web.Request) -> requests.StartRequest:
+    initial = _initial(request, "start", tuple(Initial))
+    policy = BootstrapPolicy(
+        query.choice(request, "bootstrap_policy", tuple(BootstrapPolicy), BootstrapPolicy.AWAIT_APPROVAL)
+    )
+    bootstrap = _bootstrap(request, policy)
+    dismiss = query.flag(request, "dismiss_error", default=True)
+    return requests.StartRequest(initial=initial, bootstrap=bootstrap, dismiss_error=dismiss)
+
+
+def _initial(request: web.Request, action: str, choices: tuple[Initial, ...]) -> Initial:
+    value = request.query.get("initial", Initial.RUNNING)
+    if value not in choices:
+        reason = f"initial={value[:100]!r} is not one of {', '.join(choices)}"
+        raise ApiError(
+            "UnsupportedPipelineAction", f"{action} refused: {reason}.", {"action": action, "reason": reason}
+        )
+    return Initial(value)
+
+
+def _bootstrap(request: web.Request, policy: BootstrapPolicy) -> Bootstrap:
+    silent = query.flag(request, "silent_bootstrap", default=False)
+    concurrent = query.flag(request, "concurrent_bootstrap", default=False)
+    if silent and concurrent:
+        reason = "silent_bootstrap and concurrent_bootstrap exclude each other"
+        raise ApiError("InvalidBootstrapConfig", f"The bootstrap parameters do not fit: {reason}.", {"reason": reason})
+    return Bootstrap(policy, silent=silent, concurrent=concurrent)
+
+
+async def _refuse_action(request: web.Request, action: str, reason: str) -> NoReturn:
+    row = await pipeline_of(request)
+    within_reach = requests.steer(row, RuntimeDesired.RUNNING)
+    if isinstance(within_reach, Refusal):
+        raise refused(within_reach)
+    raise ApiError("UnsupportedPipelineAction", f"{action} refused: {reason}.", {"action": action, "reason": reason})

@@ -217,11 +217,24 @@ class UsageSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a process answered, whole, to be passed on. `content_type` is empty when it named none."""
+
+    http_status: int
+    content_type: str
+    body: bytes
+
+
 class Probe(Protocol):
     """Asks a process that speaks contract `http`."""
 
     async def status(self, location: str) -> Answer | NoAnswer:
         """GET /status; bounded by a time-out; never raises for the world's failures."""
+        ...
+
+    async def get(self, location: str, path: str) -> Reply | Fault:
+        """GET `path`, percent-encoded and with its query; bounded in time and size; a Fault when nothing came."""
         ...
 
     async def steer(self, location: str, target: RuntimeDesired) -> None:

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from penstock.answers import Answer, NoAnswer
-from penstock.model import Pipeline, PipelineId, RuntimeDesired, Spec
-from penstock.ports import RunPlan, StepPassed, StepResult
+from penstock.model import Fault, Pipeline, PipelineId, RuntimeDesired, Spec
+from penstock.ports import Reply, RunPlan, StepPassed, StepResult
 
 
 @dataclass(slots=True)
@@ -42,11 +42,18 @@ class FakeProbe:
 
     answers: list[Answer | NoAnswer] = field(default_factory=list[Answer | NoAnswer])
     steered: list[RuntimeDesired] = field(default_factory=list[RuntimeDesired])
+    replies: dict[str, Reply] = field(default_factory=dict[str, Reply])
+    """What `get` brings back, by path and query."""
 
     async def status(self, location: str) -> Answer | NoAnswer:
         if not self.answers:
             return NoAnswer("nobody listens")
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    async def get(self, location: str, path: str) -> Reply | Fault:
+        error = "nobody listens"
+        unreachable = Fault("PipelineInteractionUnreachable", f"No answer: {error}.", {"request": path, "error": error})
+        return self.replies.get(path, unreachable)
 
     async def steer(self, location: str, target: RuntimeDesired) -> None:
         self.steered.append(target)

@@ -102,6 +102,11 @@ def hold_lock(path: str) -> int | None:
     return fd
 
 
+def release_lock(fd: int) -> None:
+    """Give a lock of `hold_lock` back."""
+    os.close(fd)
+
+
 def try_lock(fd: int) -> bool:
     """Lock an open file exclusively (flock: shared with whoever inherits the descriptor); False = it is locked."""
     try:

@@ -1,10 +1,10 @@
-"""A whole daemon but for disk and processes: the real loop and API on a real socket, a store in memory, a fake world."""
+"""A daemon without disk and processes: the real loop and API on a real socket, a store in memory, a fake world."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from penstock.clock import SystemClock
 from penstock.loop import Loop
 from penstock.machine import Policy
 from penstock.model import Author, Pipeline, PipelineId, ProgramStatus
-from penstock.ports import StaleRevision, StepFailed, StepPassed, Usage
+from penstock.ports import NotFound, StaleRevision, StepFailed, StepPassed, StoreUnavailable, Usage
 from penstock.reconciler import Reconciler
 from penstock.telemetry import Metrics
 from penstock.testing.fake_executor import FakeExecutor
@@ -110,7 +110,7 @@ class House:
             metrics=self.metrics,
             version=self.version,
             stop_grace_seconds=lambda: self.grace_seconds,
-            caught_up=lambda: self.loop.caught_up.is_set(),
+            caught_up=self.loop.caught_up.is_set,
         )
 
     # Requests.
@@ -196,7 +196,7 @@ class House:
                 return
             try:
                 await self._compile_step(row)
-            except StaleRevision:
+            except (StaleRevision, NotFound):
                 continue
 
     async def _compile_step(self, row: Pipeline) -> None:
@@ -224,11 +224,13 @@ class House:
     async def run_compiler(self) -> None:
         while True:
             changed = self._changed
-            for row in await self.store.pipelines():
-                if self.compiles and program.is_due(row):
-                    with suppress(StaleRevision):
+            try:
+                for row in await self.store.pipelines():
+                    if self.compiles and program.is_due(row):
                         await self._compile(row.id)
-            await changed.wait()
+                await changed.wait()
+            except StoreUnavailable:
+                await anyio.sleep(0.01)
 
     def _on_change(self, _pipeline_id: PipelineId, _author: Author) -> None:
         changed, self._changed = self._changed, anyio.Event()

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from aiohttp import web
 
 from penstock.api.errors import ApiError
+from penstock.api.spec import may_be_name
 from penstock.model import DEFAULT_TENANT, Pipeline, TenantId
 from penstock.ports import Clock, Logs, Probe, Store, Toolchains, UsageSource
 from penstock.telemetry import Metrics
@@ -53,7 +54,7 @@ async def pipeline_of(request: web.Request) -> Pipeline:
     """The pipeline that the path names. Raises ApiError UnknownPipelineName, also for a name that could never exist."""
     context = context_of(request)
     name = request.match_info["pipeline_name"]
-    row = await context.store.find(context.tenant, name)
+    row = await context.store.find(context.tenant, name) if may_be_name(name) else None
     if row is None:
         raise unknown_pipeline(name)
     return row

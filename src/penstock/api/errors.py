@@ -25,6 +25,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "UnsupportedMediaType": 415,
         "ForbiddenHost": 403,
         "ForbiddenOrigin": 403,
+        "PreconditionFailed": 412,
         # Validation
         "EmptyName": 400,
         "TooLongName": 400,

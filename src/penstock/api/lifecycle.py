@@ -124,4 +124,8 @@ async def _refuse_action(request: web.Request, action: str, reason: str) -> NoRe
     within_reach = requests.steer(row, RuntimeDesired.RUNNING)
     if isinstance(within_reach, Refusal):
         raise refused(within_reach)
-    raise ApiError("UnsupportedPipelineAction", f"{action} refused: {reason}.", {"action": action, "reason": reason})
+    raise _unsupported(action, reason)
+
+
+def _unsupported(action: str, reason: str) -> ApiError:
+    return ApiError("UnsupportedPipelineAction", f"{action} refused: {reason}.", {"action": action, "reason": reason})

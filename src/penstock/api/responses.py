@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
@@ -30,10 +30,39 @@ def json_response(value: object, *, status: int = 200, no_cache: bool = False) -
     return encoded_response(to_json(value), status=status, no_cache=no_cache)
 
 
-def encoded_response(body: bytes, *, status: int = 200, no_cache: bool = False) -> web.Response:
-    """An answer whose JSON body is encoded already."""
-    headers = _NO_CACHE if no_cache else None
-    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+def encoded_response(
+    body: bytes, *, status: int = 200, no_cache: bool = False, etag: str | None = None
+) -> web.Response:
+    """An answer whose JSON body is encoded already; `etag` names its content, quotes included."""
+    return web.Response(
+        body=body, status=status, content_type="application/json", headers=_headers(no_cache=no_cache, etag=etag)
+    )
+
+
+def not_modified(request: web.Request, etag: str) -> web.Response | None:
+    """The answer to a client that has the content named `etag` already; None when it has not."""
+    if not _names(request.headers.get(hdrs.IF_NONE_MATCH), etag):
+        return None
+    return web.Response(status=304, headers=_headers(no_cache=True, etag=etag))
+
+
+def may_change(request: web.Request, etag: str) -> bool:
+    """Tell whether a request to change the content named `etag` is meant for it; it is, unless it says If-Match."""
+    expected = request.headers.get(hdrs.IF_MATCH)
+    return expected is None or _names(expected, etag)
+
+
+def _names(header: str | None, etag: str) -> bool:
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
+def _headers(*, no_cache: bool, etag: str | None) -> dict[str, str] | None:
+    headers = dict(_NO_CACHE) if no_cache else {}
+    if etag is not None:
+        headers[hdrs.ETAG] = etag
+    return headers or None
 
 
 def _plain(value: object) -> object:

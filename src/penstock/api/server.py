@@ -7,6 +7,7 @@ raises leaves as ``{message, error_code, details}``, the framework's own refusal
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import stat
@@ -23,7 +24,6 @@ from penstock.api.context import CONTEXT, Context, Handler
 from penstock.api.errors import ApiError
 from penstock.api.origins import Neighbours
 from penstock.api.representation import Encoder
-from penstock.api.responses import to_json
 from penstock.ports import StoreUnavailable
 
 log = structlog.get_logger("penstock.api")
@@ -69,7 +69,13 @@ async def serve(app: web.Application, listen: str, *, ready: Callable[[str], Non
     the daemon's user may use. `ready` is told the address once connections are accepted. Raises ValueError for
     anything else, OSError when the address cannot be had; a socket file that nobody answers on is replaced.
     """
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,  # a compressed body is refused, or passed on as it is
+        handler_cancellation=True,  # a reader that is gone ends its stream
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
     await runner.setup()
     try:
         if listen.startswith(UNIX):
@@ -109,7 +115,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ApiError as error:
         return _failed(request, error)
     except StoreUnavailable as error:
-        log.warning("request refused, store unavailable", method=request.method, path=request.path, error=str(error))
+        log.warning("request refused, store unavailable", error=str(error), **_which(request))
         text = f"The store cannot be used at the moment: {error}. Pipelines keep running; try again."
         return _failed(request, ApiError("StoreUnavailable", text))
     except web.HTTPException as refusal:
@@ -117,7 +123,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionError:
         raise  # the client is gone; aiohttp closes what is left
     except Exception:
-        log.exception("request crashed", method=request.method, path=request.path)
+        log.exception("request crashed", **_which(request))
         text = "The daemon made a mistake; its log tells more. The request may or may not have been carried out."
         return _failed(request, ApiError("InternalError", text))
 
@@ -129,7 +135,9 @@ def _failed(request: web.Request, error: ApiError) -> web.StreamResponse:
         if request.transport is not None:
             request.transport.abort()
         return begun
-    body = to_json({"message": error.message, "error_code": error.code, "details": error.details})
+    answer = {"message": error.message, "error_code": error.code, "details": error.details}
+    # What a client sent may be quoted here, and need not be text; msgspec would refuse to encode that.
+    body = json.dumps(answer, ensure_ascii=False, default=dict).encode(errors="replace")
     return web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
 
 
@@ -155,8 +163,14 @@ def _of_framework(request: web.Request, refusal: web.HTTPException) -> ApiError:
             raise refusal
 
 
+def _which(request: web.Request) -> dict[str, str]:
+    """How a log tells which request; a request line need not be UTF-8, a log must be."""
+    return {"method": request.method[:20], "path": request.path[:200].encode(errors="replace").decode()}
+
+
 async def _note_begun(request: web.Request, response: web.StreamResponse) -> None:
     request[_BEGUN] = response
+    response.headers[hdrs.SERVER] = "penstock"  # which libraries it is made of is nobody's business
 
 
 # --- where it listens -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from penstock.api.context import context_of, pipeline_of, unknown_pipeline
 from penstock.api.errors import ApiError, refused
+from penstock.api.responses import may_change
 from penstock.model import Author, Pipeline, Refusal
 from penstock.ports import NameTaken, NotFound, StaleRevision
 
@@ -24,7 +25,8 @@ Rule = Callable[[Pipeline], Pipeline | Refusal]
 async def change(request: web.Request, rule: Rule, *, cause: str) -> Pipeline:
     """Apply `rule` to the pipeline that the path names and return the row as stored; nothing changed, nothing written.
 
-    `cause` is what the events will tell. Raises ApiError for refusals, an unknown pipeline and a name that is taken.
+    `cause` is what the events will tell. Raises ApiError for refusals, an unknown pipeline, a name that is taken and
+    an If-Match that does not.
     """
     context = context_of(request)
 
@@ -43,6 +45,12 @@ async def persist(request: web.Request, attempt: Callable[[Pipeline], Awaitable[
     """Give `attempt` the row that the path names, afresh whenever it finds it outdated; return what it returns."""
     for _ in range(ATTEMPTS):
         row = await pipeline_of(request)
+        if not may_change(request, etag_of(row)):
+            raise ApiError(
+                "PreconditionFailed",
+                "The pipeline is no longer what If-Match names; read it again and decide again.",
+                {"etag": etag_of(row)},
+            )
         try:
             return await attempt(row)
         except StaleRevision:
@@ -53,8 +61,13 @@ async def persist(request: web.Request, attempt: Callable[[Pipeline], Awaitable[
             raise name_taken() from None
     raise ApiError(
         "StoreUnavailable",
-        f"The pipeline was changed by others {ATTEMPTS} times while this request tried to; nothing was done. Try again.",
+        f"Others changed the pipeline {ATTEMPTS} times while this request tried to; nothing was done. Try again.",
     )
+
+
+def etag_of(row: Pipeline) -> str:
+    """The entity tag of a row: another one after every change that anybody makes to it."""
+    return f'"{row.id}.{row.revision}"'
 
 
 def name_taken() -> ApiError:

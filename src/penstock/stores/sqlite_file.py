@@ -1,0 +1,237 @@
+"""One SQLite file: open it, bring its schema up to date, read what it holds, and tell its failures apart.
+
+Called by `sqlite.py` and its writer, off the event loop: everything here blocks. Must never mend a file by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from penstock import linux
+from penstock.model import MonitorEvent, Pipeline
+from penstock.ports import StoreCorrupt, StoreError, StoreLocked, StoreUnavailable
+from penstock.stores import columns
+from penstock.stores.columns import Columns, Value
+from penstock.stores.statements import migrations, statements
+
+SCHEMA_MAJOR = 1
+"""A database with a higher one was made by a Penstock whose data this one would misread."""
+
+BUSY_TIMEOUT_SECONDS = 2.0
+"""How long a statement waits for another program (a backup, a person) to let go of the database."""
+
+WAL_LIMIT_BYTES = 64 << 20
+"""A write-ahead log that grew beyond this, under a long backup say, is cut back at the next checkpoint."""
+
+SQL: Mapping[str, str] = statements("sqlite")
+
+_ADVICE: Mapping[int, str] = {
+    sqlite3.SQLITE_BUSY: "another program keeps it locked; close that one",
+    sqlite3.SQLITE_LOCKED: "another program keeps it locked; close that one",
+    sqlite3.SQLITE_FULL: "free some space on its disk",
+    sqlite3.SQLITE_IOERR: "look at its disk, and at what the kernel says of it",
+    sqlite3.SQLITE_READONLY: "make the file, its directory and its file system writable",
+    sqlite3.SQLITE_CANTOPEN: "make its directory exist and accessible",
+    sqlite3.SQLITE_PERM: "make it accessible",
+    sqlite3.SQLITE_AUTH: "make it accessible",
+    sqlite3.SQLITE_NOMEM: "memory is short",
+    sqlite3.SQLITE_PROTOCOL: "another program keeps it locked; close that one",
+    sqlite3.SQLITE_INTERRUPT: "it was interrupted",
+}
+"""What passes, and how a person can help it pass; by primary result code."""
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
+"""What does not pass. SQLITE_ERROR is a schema that is not ours any more: the statements themselves are tested."""
+
+_MEND = "Stop Penstock, keep a copy of the file and its -wal, then restore a backup or mend it with the sqlite3 program"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is locked, up to date and understood. Who takes it closes `connection`, then `lock`."""
+
+    path: str
+    """With symbolic links followed: one file has one lock, whatever it is called."""
+    inode: int
+    lock: int
+    """A descriptor."""
+    connection: sqlite3.Connection
+    instance_id: str
+    rows: list[Pipeline]
+    latest: list[MonitorEvent]
+
+
+def corrupt(path: str, what: str) -> StoreCorrupt:
+    """The error that tells a person which file, what of it, and what to do."""
+    return StoreCorrupt(f"{path}: {what}. {_MEND}.")
+
+
+def explain(path: str, error: sqlite3.Error) -> StoreError | None:
+    """What `error` means to users of the port; None when it is no failure of the world."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(code, int):
+        return None
+    primary = code & 0xFF
+    if primary in _ADVICE:
+        return StoreUnavailable(f"{path}: {error} ({error.sqlite_errorname}): {_ADVICE[primary]}")
+    if primary in _DAMAGE:
+        return corrupt(path, f"{error} ({error.sqlite_errorname})")
+    return None
+
+
+@contextmanager
+def explained(path: str) -> Generator[None]:
+    """Raise sqlite3's errors as those of the port, and name the file in what `columns` says of its content."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        meaning = explain(path, error)
+        if meaning is None:
+            raise
+        raise meaning from error
+    except OSError as error:
+        raise StoreUnavailable(f"{path}: {error}") from error
+
+
+def open_file(path: str, *, now: datetime, new_instance_id: str) -> OpenFile:
+    """Lock the file at `path`, made if need be, migrate it and read all rows.
+
+    Waits up to linux.LOCK_RETRY_SECONDS for the lock. `new_instance_id` becomes that of a new file. Raises
+    StoreLocked, StoreUnavailable, StoreCorrupt; then nothing stays open.
+    """
+    path = os.path.realpath(path)
+    with ExitStack() as undo, explained(path):
+        lock = linux.hold_lock(f"{path}.lock")
+        if lock is None:
+            raise StoreLocked(
+                f"{path}: another Penstock uses this file (it holds {path}.lock). Stop it, or name another file."
+            )
+        undo.callback(os.close, lock)
+        # Programs' environments stand in it: nobody else's to read. SQLite gives -wal and -shm the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = undo.enter_context(closing(connect(path)))
+        _prepare(connection, path)
+        _migrate(connection, path, now)
+        instance_id = _instance_id(connection, new_instance_id)
+        rows = _fetch_rows(connection, path)
+        latest = fetch_events(connection, path, "latest_events")
+        file = OpenFile(path, os.stat(path).st_ino, lock, connection, instance_id, rows, latest)
+        undo.pop_all()
+        return file
+
+
+def connect(path: str, *, reading: bool = False) -> sqlite3.Connection:
+    """A connection that may be handed from thread to thread; `reading` = it cannot write. Raises sqlite3.Error."""
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+    # Bytes that are not UTF-8 arrive as lone surrogates, which `columns` refuses by row and column.
+    connection.text_factory = _decode_text
+    if reading:
+        connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def fetch(connection: sqlite3.Connection, statement: str, **parameters: Value) -> list[Columns]:
+    """The rows that a named statement finds. Raises sqlite3.Error."""
+    cursor = connection.execute(SQL[statement], parameters)
+    names = [description[0] for description in cursor.description]
+    return [dict(zip(names, found, strict=True)) for found in cursor]
+
+
+def fetch_events(connection: sqlite3.Connection, path: str, statement: str, **parameters: Value) -> list[MonitorEvent]:
+    """The events that a named statement finds. Raises sqlite3.Error, StoreCorrupt."""
+    found = fetch(connection, statement, **parameters)
+    with _located(path):
+        return [columns.to_event(event) for event in found]
+
+
+def _fetch_rows(connection: sqlite3.Connection, path: str) -> list[Pipeline]:
+    found = fetch(connection, "pipelines")
+    with _located(path):
+        return [columns.to_pipeline(row) for row in found]
+
+
+@contextmanager
+def _located(path: str) -> Generator[None]:
+    try:
+        yield
+    except StoreCorrupt as error:
+        raise corrupt(path, f"cannot understand {error}") from error
+
+
+def _decode_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreUnavailable(f"{path}: its file system allows no write-ahead log; put it on a local disk")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+
+
+def _migrate(connection: sqlite3.Connection, path: str, now: datetime) -> None:
+    """Take the steps that are missing, all or none. A newer Penstock's are let be, unless it said otherwise."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        tables = {found["name"] for found in fetch(connection, "tables")}
+        if not tables:
+            connection.execute(SQL["create_migration"])
+        elif not {"meta", "migration"} <= tables:
+            raise corrupt(path, "it is a database of another program, or its tables meta and migration are lost")
+        else:
+            _refuse_newer(connection, path)
+        taken = {found["number"]: found["checksum"] for found in fetch(connection, "migrations")}
+        for step in migrations("sqlite"):
+            checksum = taken.get(step.number)
+            if checksum is None:
+                for statement in _split(step.text):
+                    connection.execute(statement)
+                stamp = now.isoformat(timespec="microseconds")
+                connection.execute(
+                    SQL["insert_migration"],
+                    {"number": step.number, "name": step.name, "checksum": step.checksum, "applied_at": stamp},
+                )
+            elif checksum != step.checksum:
+                raise corrupt(
+                    path,
+                    f"table migration, step {step.number} ({step.name}) was another when this database took it "
+                    f"(checksum {checksum}, now {step.checksum}); run the Penstock that made the database",
+                )
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _refuse_newer(connection: sqlite3.Connection, path: str) -> None:
+    found = fetch(connection, "meta", key="schema_major")
+    major = str(found[0]["value"]) if found else ""
+    if not major.isdecimal():
+        raise corrupt(path, f"table meta, row schema_major: {major!r} is no number")
+    if int(major) > SCHEMA_MAJOR:
+        raise corrupt(
+            path,
+            f"table meta, row schema_major: {major} is newer than the {SCHEMA_MAJOR} that this Penstock knows; run the "
+            "newer one, or restore the backup made before it",
+        )
+
+
+def _split(script: str) -> Iterator[str]:
+    """The statements of a script, one at a time: sqlite3's own way to run many commits first."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _instance_id(connection: sqlite3.Connection, new_instance_id: str) -> str:
+    connection.execute(SQL["put_meta"], {"key": "instance_id", "value": new_instance_id})
+    return str(fetch(connection, "meta", key="instance_id")[0]["value"])

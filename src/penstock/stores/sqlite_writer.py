@@ -1,0 +1,191 @@
+"""The one thread that writes to a SQLite file: it takes all waiting writes as one transaction.
+
+Owned by `SqliteStore`. Each write has a savepoint of its own, so that one which fails hurts no other; each is answered
+only after the COMMIT, all by one call, in commit order. Must never touch the event loop but through that call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from penstock.model import Author, MonitorEvent
+from penstock.ports import StoreUnavailable
+from penstock.stores import columns
+from penstock.stores.columns import Columns
+from penstock.stores.rows import Decide, Delta, Rows
+from penstock.stores.sqlite_file import SQL, corrupt, explain
+
+BATCH_LIMIT = 500
+"""Most writes that share a transaction: the first of them waits for the last, some 100 us each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write that waits for its turn. `durable` = it must survive the loss of power before it is answered."""
+
+    decide: Decide
+    by: Author
+    durable: bool
+    answer: asyncio.Future[Delta]
+    """The loop's; the writer only carries it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a write: on disk as `result`, its events with their sequences; or not at all, and why."""
+
+    write: Write
+    result: Delta | Exception
+
+
+class Writer:
+    """Runs from `start` until `stop`; owns `connection`, and closes it in the end.
+
+    `announce` is called by the writer's thread after each transaction, with the outcomes in their order.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        connection: sqlite3.Connection,
+        rows: Rows,
+        retention: int,
+        announce: Callable[[list[Outcome]], None],
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._rows = rows
+        self._retention = retention
+        self._announce = announce
+        self._queue: SimpleQueue[Write | None] = SimpleQueue()
+        self._applied: list[Delta] = []
+        self._power_safe: bool | None = None
+        self._thread = Thread(target=self._run, name="sqlite-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take writes."""
+        self._thread.start()
+
+    def submit(self, write: Write) -> None:
+        """Queue `write`; returns at once. Never after `stop`."""
+        self._queue.put(write)
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """Finish what is queued and close the file; blocks. False = it is still not done after `timeout_seconds`."""
+        self._queue.put(None)
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            batch, more = self._take()
+            if batch:
+                self._announce(self._commit(batch))
+        with closing(self._connection), suppress(sqlite3.Error):
+            # What it cannot move into the file stays safe in the log beside it.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _take(self) -> tuple[list[Write], bool]:
+        """Wait for a write; take it and all that wait behind it. False = there will be no more."""
+        batch: list[Write] = []
+        write = self._queue.get()
+        while write is not None:
+            batch.append(write)
+            if len(batch) == BATCH_LIMIT:
+                return batch, True
+            try:
+                write = self._queue.get_nowait()
+            except Empty:
+                return batch, True
+        return batch, False
+
+    def _commit(self, batch: list[Write]) -> list[Outcome]:
+        self._applied = []
+        try:
+            self._roll_back()
+            self._guard_against_power_loss(any(write.durable for write in batch))
+            self._connection.execute("BEGIN IMMEDIATE")
+            outcomes = [Outcome(write, self._attempt(write)) for write in batch]
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            for delta in reversed(self._applied):
+                self._rows.apply(Delta(delta.after, delta.before))
+            with suppress(sqlite3.Error):  # the next transaction begins with another try
+                self._roll_back()
+            return [Outcome(write, self._meaning(error)) for write in batch]
+        return outcomes
+
+    def _attempt(self, write: Write) -> Delta | Exception:
+        """Do one write inside the transaction. Raises what none of the transaction's writes can survive."""
+        self._connection.execute("SAVEPOINT one_write")
+        try:
+            stored = self._store(write.decide(self._rows))
+        except Exception as error:  # carried to whom it belongs; the thread outlives anybody's bug
+            meaning = self._meaning(error)
+            if isinstance(meaning, StoreUnavailable):
+                raise
+            self._connection.execute("ROLLBACK TO one_write")
+            self._connection.execute("RELEASE one_write")
+            return meaning
+        self._connection.execute("RELEASE one_write")
+        self._rows.apply(stored)
+        self._applied.append(stored)
+        return stored
+
+    def _meaning(self, error: Exception) -> Exception:
+        """`error` as the port tells it, anew for each who gets it; itself when it is a bug of ours."""
+        meaning = explain(self._path, error) if isinstance(error, sqlite3.Error) else None
+        if meaning is None:
+            return error
+        meaning.__cause__ = error
+        return meaning
+
+    def _store(self, delta: Delta) -> Delta:
+        before, after = delta.before, delta.after
+        if after is None:
+            if before is None:
+                self._execute("touch", {})
+            else:
+                self._execute("delete_pipeline", {"id": before.id, "before": before.revision})
+            return delta
+        if before is None:
+            self._execute("insert_pipeline", columns.of_pipeline(after))
+            self._execute("insert_body", columns.of_body(after))
+        else:
+            self._execute("update_pipeline", {**columns.of_pipeline(after), "before": before.revision})
+            if not columns.same_body(before, after):
+                self._execute("update_body", columns.of_body(after))
+        if not delta.events:
+            return delta
+        events = tuple(self._insert_event(event) for event in delta.events)
+        self._connection.execute(SQL["trim_events"], {"id": after.id, "retention": self._retention})
+        return replace(delta, events=events)
+
+    def _insert_event(self, event: MonitorEvent) -> MonitorEvent:
+        cursor = self._connection.execute(SQL["insert_event"], columns.of_event(event))
+        return replace(event, sequence=cursor.lastrowid or 0)
+
+    def _execute(self, statement: str, parameters: Columns) -> None:
+        """Run a statement that changes exactly one row; another number means that somebody else wrote."""
+        if self._connection.execute(SQL[statement], parameters).rowcount != 1:
+            raise corrupt(
+                self._path,
+                f"pipeline {parameters.get('id')} is not on disk as it was last written: another program changed it",
+            )
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _guard_against_power_loss(self, wanted: bool) -> None:
+        if wanted is not self._power_safe:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._power_safe = wanted

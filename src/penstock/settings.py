@@ -424,6 +424,9 @@ def resolve(config_path: Path | None, *, environ: Mapping[str, str], overrides: 
             *(_Given(tuple(key.split(".")), value, _flag(key)) for key, value in overrides.items()),
         )
     }
+    refusals += [
+        Refusal(one.origin, ".".join(one.path), "must be UTF-8") for one in given.values() if _garbled(one.value)
+    ]
     if ("daemon", "state_dir") not in given:
         refusals.append(
             Refusal("environment", "daemon.state_dir", "has no default without HOME, XDG_STATE_HOME or STATE_DIRECTORY")
@@ -446,6 +449,11 @@ def config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 
 _DEFAULT = "default"
+
+
+def _garbled(value: object) -> bool:
+    """Whether the bytes of a variable or a flag were no UTF-8."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() != value
 
 
 def _flag(key: str) -> str:
@@ -592,8 +600,6 @@ def _reason(path: _Path, detail: ErrorDetails) -> str:
             return f"must be a number, {is_}"
         case "string_type" | "path_type":
             return f"must be text, {is_}"
-        case "string_unicode":
-            return "must be UTF-8"
         case _:
             return f"cannot be used: {detail['msg']}"
 

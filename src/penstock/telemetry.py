@@ -25,6 +25,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from penstock.model import (
     Pipeline,
+    ProgramStatus,
     ResourcesDesired,
     ResourcesStatus,
     RuntimeStatus,
@@ -37,6 +38,16 @@ DEPLOYMENT_STATUSES = (
     *(s.value for s in RuntimeStatus),
 )
 """Every combined status (contract.md section 1.2)."""
+
+PROGRAM_STEPS = {
+    (ProgramStatus.COMPILING_SQL, ProgramStatus.SQL_COMPILED): ("check", "passed"),
+    (ProgramStatus.COMPILING_SQL, ProgramStatus.SQL_ERROR): ("check", "failed"),
+    (ProgramStatus.COMPILING_SQL, ProgramStatus.SYSTEM_ERROR): ("check", "broke"),
+    (ProgramStatus.COMPILING_RUST, ProgramStatus.SUCCESS): ("build", "passed"),
+    (ProgramStatus.COMPILING_RUST, ProgramStatus.RUST_ERROR): ("build", "failed"),
+    (ProgramStatus.COMPILING_RUST, ProgramStatus.SYSTEM_ERROR): ("build", "broke"),
+}
+"""The moves of a program that end a step: which step, and what it came to."""
 
 MAX_PIPELINES = 1000
 """Per-pipeline series are left out beyond this many pipelines; the aggregates stay."""
@@ -83,6 +94,15 @@ class Metrics:
         )
         for desired in ResourcesDesired:
             self._convergence.labels(desired.value)
+        self._program_steps = Histogram(
+            "penstock_program_step_seconds",
+            "How long checks and builds of programs took.",
+            ["step", "result"],
+            buckets=_SLOW,
+            registry=self.registry,
+        )
+        for step, result in PROGRAM_STEPS.values():
+            self._program_steps.labels(step, result)
         self._requests = Histogram(
             "penstock_api_request_seconds",
             "How long API requests took, streams left out.",
@@ -107,6 +127,12 @@ class Metrics:
             self._convergence.labels(after.resources_desired.value).observe(max(0.0, waited))
         if after.resources_status is ResourcesStatus.STOPPING and after.deployment_error is not None:
             self._faults.inc()
+
+    def program_moved(self, before: ProgramStatus, after: ProgramStatus, seconds: float) -> None:
+        """Observe a step of a program that ended after `seconds`; other moves are not counted."""
+        ended = PROGRAM_STEPS.get((before, after))
+        if ended is not None:
+            self._program_steps.labels(*ended).observe(max(0.0, seconds))
 
     def request_served(self, method: str, route: str, code: int, seconds: float) -> None:
         """Count an API request; `route` is the template, never the path."""

@@ -2,8 +2,8 @@
 
 Binds a free port of PENSTOCK_BIND_ADDRESS, writes it to PENSTOCK_PORT_FILE when it can answer, begins as
 PENSTOCK_INITIAL says, and ends with 0 on SIGTERM. A test makes it misbehave with ``PUT /misbehave``, whose JSON body
-may set: ``status`` [HTTP status, content type, body] as the answer to every /status; ``refuse`` [HTTP status, body] as the
-answer to every command; ``suspended_after_seconds`` (0.05). ``PUT /misbehave`` with ``{}`` makes it behave again.
+may set: ``status`` [HTTP status, content type, body] as the answer to every /status; ``refuse`` [HTTP status, body]
+as the answer to every command; ``suspended_after_seconds`` (0.05). ``{}`` makes it behave again.
 """
 
 from __future__ import annotations

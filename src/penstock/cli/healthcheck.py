@@ -46,7 +46,10 @@ def healthcheck(listen: str | None, url: str | None, config: Path | None, timeou
     """
     if url is not None and listen is not None:
         raise click.UsageError("--listen and --url exclude each other")
-    where = url or listen or os.environ.get("PENSTOCK_API__LISTEN") or _configured(config)
+    given = (url, listen, os.environ.get("PENSTOCK_API__LISTEN"))
+    where = next((each for each in given if each is not None), None)
+    if where is None:
+        where = _configured(config)
     ready, reason = ask(_connection(where), where, timeout_seconds)
     click.echo(reason, err=not ready)
     sys.exit(0 if ready else FAILED)

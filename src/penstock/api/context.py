@@ -47,7 +47,7 @@ PIPELINE = "/v0/pipelines/{pipeline_name:[^/]+}"
 
 def context_of(request: web.Request) -> Context:
     """The context of the application that serves `request`."""
-    return request.config_dict[CONTEXT]
+    return request.app[CONTEXT]
 
 
 async def pipeline_of(request: web.Request) -> Pipeline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import cast
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ from penstock.api.errors import ApiError
 
 ANY = "*"
 """In either list: no restriction. For a daemon that asks everybody for credentials."""
+
+_KEPT = 256
+"""How many parsed names are kept: parsing took a third of a status request, and clients send few different ones."""
 
 
 class Neighbours:
@@ -64,6 +68,7 @@ class Neighbours:
         return name is not None and (name in self._hosts or name == here or _is_loopback(name))
 
 
+@lru_cache(maxsize=_KEPT)
 def _name_in(url: str) -> str | None:
     """The host of `url`, lower case, without brackets and port; None when there is none."""
     try:
@@ -84,6 +89,7 @@ def _local_address(request: web.Request) -> str | None:
     return None if bound is None else _plain_address(bound[0])
 
 
+@lru_cache(maxsize=_KEPT)
 def _plain_address(host: str) -> str:
     """One spelling for each address: no zone, no IPv4 dressed up as IPv6; names as they are."""
     try:
@@ -95,6 +101,7 @@ def _plain_address(host: str) -> str:
     return str(address)
 
 
+@lru_cache(maxsize=_KEPT)
 def _is_loopback(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True

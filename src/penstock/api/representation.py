@@ -29,22 +29,6 @@ class Selector(StrEnum):
 
 SELECTABLE = (Selector.ALL, Selector.STATUS, Selector.STATUS_WITH_CONNECTORS)
 
-HEAVY = frozenset(
-    {
-        "runtime_config",
-        "program_code",
-        "udf_rust",
-        "udf_toml",
-        "program_error",
-        "program_info",
-        "deployment_resources_status_details",
-    }
-)
-"""What the status forms leave out."""
-
-BOOTSTRAP = frozenset({"bootstrap_policy", "silent_bootstrap", "concurrent_bootstrap"})
-"""What the answers to POST, PUT and PATCH leave out."""
-
 
 class Encoder:
     """Encodes rows, and keeps what it encoded until the row has another revision or room is needed."""
@@ -95,21 +79,49 @@ class Encoder:
 
 def represent(row: Pipeline, selector: Selector) -> dict[str, JsonValue]:
     """The row as a JSON object, with exactly the keys of `selector`."""
-    whole = _all(row)
     match selector:
         case Selector.ALL:
-            return whole
+            return {**_light(row), **_heavy(row), **_bootstrap(row)}
         case Selector.INFO:
-            return _without(whole, BOOTSTRAP)
+            return {**_light(row), **_heavy(row)}
         case Selector.STATUS:
-            return _without(whole, HEAVY)
+            return {**_light(row), **_bootstrap(row)}
         case Selector.STATUS_WITH_CONNECTORS:
             stats = _connector_stats(row)
-            light = _without(whole, HEAVY)
-            return light if stats is None else {**light, "connectors": stats}
+            status = {**_light(row), **_bootstrap(row)}
+            return status if stats is None else {**status, "connectors": stats}
 
 
-def _all(row: Pipeline) -> dict[str, JsonValue]:
+def _heavy(row: Pipeline) -> dict[str, JsonValue]:
+    """What the status forms leave out."""
+    spec = row.spec
+    return {
+        "runtime_config": spec.runtime_config,
+        "program_code": spec.program_code,
+        "udf_rust": spec.udf_rust,
+        "udf_toml": spec.udf_toml,
+        "program_error": {
+            "sql_compilation": row.program_error.sql_compilation,
+            "rust_compilation": row.program_error.rust_compilation,
+            "system_error": row.program_error.system_error,
+        },
+        "program_info": _trimmed(row.program_info),
+        "deployment_resources_status_details": row.resources_status_details,
+    }
+
+
+def _bootstrap(row: Pipeline) -> dict[str, JsonValue]:
+    """What the answers to POST, PUT and PATCH leave out."""
+    bootstrap = row.bootstrap
+    return {
+        "bootstrap_policy": None if bootstrap is None else bootstrap.policy.value,
+        "silent_bootstrap": bootstrap is not None and bootstrap.silent,
+        "concurrent_bootstrap": bootstrap is not None and bootstrap.concurrent,
+    }
+
+
+def _light(row: Pipeline) -> dict[str, JsonValue]:
+    """What every form has."""
     spec = row.spec
     return {
         "id": row.id,
@@ -119,28 +131,15 @@ def _all(row: Pipeline) -> dict[str, JsonValue]:
         "created_at": stamp(row.created_at),
         "version": row.version,
         "platform_version": row.platform_version,
-        "runtime_config": spec.runtime_config,
-        "program_code": spec.program_code,
-        "udf_rust": spec.udf_rust,
-        "udf_toml": spec.udf_toml,
         "program_config": spec.program_config,
         "program_version": row.program_version,
         "program_status": row.program_status.value,
         "program_status_since": stamp(row.program_status_since),
-        "program_error": {
-            "sql_compilation": row.program_error.sql_compilation,
-            "rust_compilation": row.program_error.rust_compilation,
-            "system_error": row.program_error.system_error,
-        },
-        "program_info": _trimmed(row.program_info),
         "deployment_error": error_object(row.deployment_error),
         "refresh_version": row.refresh_version,
         "storage_status": row.storage_status.value,
         "storage_status_details": row.storage_status_details,
         **_deployment(row),
-        "bootstrap_policy": None if row.bootstrap is None else row.bootstrap.policy.value,
-        "silent_bootstrap": row.bootstrap is not None and row.bootstrap.silent,
-        "concurrent_bootstrap": row.bootstrap is not None and row.bootstrap.concurrent,
     }
 
 
@@ -154,7 +153,6 @@ def _deployment(row: Pipeline) -> dict[str, JsonValue]:
         "deployment_desired_status": row.deployment_desired_status,
         "deployment_desired_status_since": stamp(_later(row.resources_desired_since, wanted_since)),
         "deployment_resources_status": row.resources_status.value,
-        "deployment_resources_status_details": row.resources_status_details,
         "deployment_resources_status_since": stamp(row.resources_status_since),
         "deployment_resources_desired_status": row.resources_desired.value,
         "deployment_resources_desired_status_since": stamp(row.resources_desired_since),
@@ -171,10 +169,6 @@ def error_object(fault: Fault | None) -> JsonObject | None:
     if fault is None:
         return None
     return {"message": fault.message, "error_code": fault.code, "details": fault.details}
-
-
-def _without(whole: dict[str, JsonValue], left_out: frozenset[str]) -> dict[str, JsonValue]:
-    return {key: value for key, value in whole.items() if key not in left_out}
 
 
 def _later(first: datetime, second: datetime | None) -> datetime:

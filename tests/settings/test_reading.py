@@ -10,6 +10,7 @@ import pytest
 from penstock.machine import Policy
 from penstock.settings import (
     BUILT_IN_TOOLCHAINS,
+    ConfigRefused,
     TcpAddress,
     UnixAddress,
     load,
@@ -103,6 +104,16 @@ def test_the_file_is_found(tmp_path: Path) -> None:
     (xdg / "config.toml").write_text("[events]\nretention = 2")
     assert resolve(None, environ=environ, overrides={}).file == xdg / "config.toml"
     assert load(Path(os.devnull), environ=environ, overrides={}).events.retention == 720
+
+
+def test_a_file_that_is_found_and_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "penstock" / "config.toml").mkdir(parents=True)
+    with pytest.raises(ConfigRefused, match=r"config\.toml: cannot be read: Is a directory"):
+        load(None, environ={**HOME, "XDG_CONFIG_HOME": str(tmp_path)}, overrides={})
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(ConfigRefused, match=r"config\.toml: cannot be read: Too many levels"):
+        load(None, environ={**HOME, "XDG_CONFIG_HOME": str(loop)}, overrides={})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,669 @@
+"""The executor whose compute are processes of this machine: each in a session of its own, none a child to be lost.
+
+Called by the reconciler (`look`, `perform`), the loop (`events`, `survey`, `discard`, `kept`, `forget`) and the API
+(`usage`). Use as `async with executor:` on asyncio. What it knows is a cache of what is on disk (`records.py`) and in
+/proc (`procfs.py`), so that the next daemon finds everything again. Must never take a process for another's by its pid
+alone, and never say Absent while anything of the deployment lives or could still begin.
+
+    nothing starts twice   whoever begins the program makes the claim, with O_EXCL (`recorder.py`); a stop makes it too
+    stopped means stopped  killed are the process group, whoever carries the deployment's id in its environment, and
+                           whoever still holds the storage lock, which only descendants can have
+    ends are noticed       by pidfd, child or not; how it ended is told by the kernel, else by the recorder's file
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import shutil
+import signal
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from penstock import linux, machine
+from penstock.executors.deployment import Deployment, exit_of
+from penstock.executors.killing import Killer, cannot_stop, described_holders
+from penstock.executors.preparation import Prepared, cannot, prepare
+from penstock.executors.procfs import (
+    age_seconds,
+    command_line,
+    consumption_by_group,
+    is_stopped,
+    open_files,
+    open_process,
+    open_recorder,
+)
+from penstock.executors.recorder import CLAIM_NOT_WRITTEN, LOST, Launch, Recorder, is_unbegun, spawn
+from penstock.executors.records import Claim, Ending, Facts, Records
+from penstock.executors.shared import Shared
+from penstock.executors.storage import Held, Home, pipelines
+from penstock.executors.watch import Program, Watched
+from penstock.linux import stat_fields
+from penstock.model import (
+    Absent,
+    ClearStorage,
+    DeploymentId,
+    Effect,
+    Ended,
+    Exit,
+    Failed,
+    Fault,
+    JsonObject,
+    Pipeline,
+    PipelineId,
+    Provision,
+    Ready,
+    Report,
+    ResourcesStatus,
+    RuntimeDesired,
+    RuntimeStatus,
+    Sighting,
+    Starting,
+    SteerRuntime,
+    StopCompute,
+    Unseen,
+)
+from penstock.ports import Clock, Compute, ExecutorError, Logs, Probe, Toolchains, Usage
+
+log = structlog.get_logger("penstock.executors.process")
+
+CLAIM_SECONDS = 5.0
+"""A spawned shell claims its deployment within 3 ms; under a load that makes it take this long, look again later."""
+
+RECHECK_SECONDS = 0.1
+"""The kernel tells when a claim is made; should its queue have overflowed, this is how often it is looked for."""
+
+STEER_SECONDS, STEER_PAUSE_SECONDS = 1.0, 0.001
+"""How long a stop of all threads may take; the kernel tells nobody but the parent of it, so it is looked for."""
+
+LOG_TAIL_LINES = 20
+
+THREADS, CLEARING_THREADS = 8, 2
+"""Deleting takes as long as it takes: it has threads of its own, so that no start waits for one."""
+
+NO_CHECKPOINTS: JsonObject = {"checkpoints": []}
+
+T = TypeVar("T")
+
+
+class ProcessExecutor:
+    """See the module. `state_dir` holds the pipelines' directories; `instance_id` marks what is ours."""
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        instance_id: str,
+        toolchains: Toolchains,
+        logs: Logs,
+        probe: Probe,
+        clock: Clock,
+        bind_address: str = "127.0.0.1",
+    ) -> None:
+        self._root = state_dir / "pipelines"
+        self._instance_id = instance_id
+        self._toolchains = toolchains
+        self._logs = logs
+        self._probe = probe
+        self._clock = clock
+        self._bind_address = bind_address
+        self._host = linux.host_id()
+        self._threads = anyio.CapacityLimiter(THREADS)
+        self._clearing = anyio.CapacityLimiter(CLEARING_THREADS)
+        self._reader = ThreadPoolExecutor(1, "penstock-procfs")
+        self._killer = Killer(
+            instance_id=instance_id,
+            reader=self._reader,
+            threads=self._threads,
+            known=self._living,
+            is_child=self._is_child,
+        )
+        self._consumption = Shared(self._reader, consumption_by_group)
+        self._inotify = linux.Inotify()
+        self._known: dict[DeploymentId, Deployment] = {}
+        self._latest: dict[PipelineId, DeploymentId] = {}
+        self._children: dict[int, Watched] = {}
+        self._listeners: list[asyncio.Queue[PipelineId]] = []
+        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._inotify.__enter__()
+        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Two pidfds for each pipeline; programs get the limit that the daemon was started with.
+        with suppress(OSError, ValueError):  # a hard limit above what the kernel allows
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile[1], self._nofile[1]))
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no recorder could wait for its program
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for deployment in list(self._known):
+            self._drop(deployment)
+        for child in self._children.values():
+            child.close()
+        self._children.clear()
+        self._inotify.__exit__(kind, error, traceback)
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._nofile)
+
+    # --- look ---------------------------------------------------------------------------------------------------------
+
+    async def look(self, row: Pipeline) -> Sighting:
+        """Tell what is there of the row's deployment, adopting what an earlier daemon left. See `ports.Executor`."""
+        try:
+            if row.deployment_id is None or row.resources_status is ResourcesStatus.STOPPED:
+                return Absent(storage_remains=await self._read(self._home(row.id).remains))
+            compute = Compute(row.id, row.deployment_id)
+            deployment = self._known.get(compute.deployment_id)
+            if deployment is None:
+                found = await self._find(row, compute)
+                if not isinstance(found, Deployment):
+                    return found
+                deployment = found
+            return await self._sight(row, deployment)
+        except OSError as error:
+            return Unseen(f"The deployment cannot be looked at: {error}.")
+
+    async def _find(self, row: Pipeline, compute: Compute) -> Deployment | Sighting:
+        """Adopt what is there, or tell what that is."""
+        records = self._home(compute.pipeline_id).records(compute.deployment_id)
+        facts = await self._read(records.read)
+        claim = facts.claim
+        restarted = facts.host is not None and facts.host != self._host
+        if claim is not None and claim.pid is not None and not restarted:
+            return self._adopt(compute, records, facts, claim)
+        if not restarted:
+            # No record tells of a process; does a process tell of itself?
+            pids = await self._killer.carriers(compute)
+            main = _first_leader(pids)
+            if main is not None:
+                return self._adopt(compute, records, facts, main)
+            if pids and not (claim is not None and claim.forbidden):
+                return Starting({"phase": "spawning", "processes": list(pids)})
+        if claim is not None or (restarted and row.resources_status is ResourcesStatus.PROVISIONED):
+            return self._adopt(compute, records, facts, claim or Claim(), restarted=restarted)
+        return Absent()
+
+    def _adopt(
+        self, compute: Compute, records: Records, facts: Facts, claim: Claim, *, restarted: bool = False
+    ) -> Deployment:
+        """Watch the deployment's processes, as far as they live. On the loop, without a break."""
+        known = self._known.get(compute.deployment_id)
+        if known is not None:
+            return known
+        main = keeper = None
+        if claim.pid is not None and not restarted:
+            main = self._watched(claim.pid, open_process(claim.pid, claim.start_ticks))
+            keeper = self._children.get(claim.recorder)
+            if keeper is None:
+                pidfd = open_recorder(claim.recorder, claim.start_ticks, compute)
+                keeper = self._watched(claim.recorder, pidfd)
+        contract = facts.contract or "process"
+        program = Program(claim, main, keeper, now=self._clock.now, on_settled=lambda: self._tell(compute.pipeline_id))
+        deployment = Deployment(
+            compute=compute,
+            records=records,
+            program=program,
+            contract=contract,
+            told_to_end=facts.told_to_end,
+            restarted=restarted,
+        )
+        self._known[compute.deployment_id] = deployment
+        return deployment
+
+    @staticmethod
+    def _watched(pid: int, pidfd: int | None) -> Watched | None:
+        return None if pidfd is None else Watched(pid, pidfd)
+
+    async def _sight(self, row: Pipeline, deployment: Deployment) -> Sighting:
+        program = deployment.program
+        if not program.alive:
+            return await self._sight_end(row, deployment)
+        pid = program.pid
+        details: JsonObject = {"process": pid}
+        if deployment.contract == "http":
+            return await self._sight_port(row, deployment, details)
+        status = RuntimeStatus.PAUSED if is_stopped(pid) else RuntimeStatus.RUNNING
+        desired = RuntimeDesired.SUSPENDED if deployment.told_to_end else RuntimeDesired(status.value)
+        return Ready(None, details, Report(status, desired, {}, NO_CHECKPOINTS))
+
+    async def _sight_port(self, row: Pipeline, deployment: Deployment, details: JsonObject) -> Sighting:
+        """Ready once the port file is whole; its appearance wakes the turn."""
+        if deployment.location is None and row.resources_status is ResourcesStatus.PROVISIONED:
+            deployment.location = row.deployment_location
+        if deployment.location is None:
+            self._watch_port(deployment)
+            port = await self._read(deployment.records.read_port)
+            match port:
+                case None:
+                    return Starting({**details, "phase": "waiting for the port file"})
+                case str(flaw):
+                    text = (
+                        f"The port file {deployment.records.port_file} {flaw} where a port number (1 to 65535) must be."
+                    )
+                    return Failed(Fault("RunnerProvisionError", text, {"error": text}))
+                case int():
+                    host = f"[{self._bind_address}]" if ":" in self._bind_address else self._bind_address
+                    deployment.location = f"{host}:{port}"
+        self._unwatch_port(deployment)
+        return Ready(deployment.location, details)
+
+    def _watch_port(self, deployment: Deployment) -> None:
+        if deployment.port_watch is not None:
+            return
+        port_file = deployment.records.port_file
+
+        def changed(mask: int, name: str) -> None:
+            if mask & linux.IN_IGNORED:
+                deployment.port_watch = None
+            elif mask == 0 or name == port_file.name:
+                self._tell(deployment.compute.pipeline_id)
+
+        with suppress(OSError):  # no directory, no more watches: the turn looks again every second
+            mask = linux.IN_CLOSE_WRITE | linux.IN_MOVED_TO
+            deployment.port_watch = self._inotify.watch(str(port_file.parent), mask, changed)
+
+    def _unwatch_port(self, deployment: Deployment) -> None:
+        if deployment.port_watch is not None:
+            with suppress(OSError):
+                self._inotify.unwatch(deployment.port_watch)
+            deployment.port_watch = None
+
+    async def _sight_end(self, row: Pipeline, deployment: Deployment) -> Ended:
+        await deployment.program.ending()
+        end = deployment.exit
+        if end is None:
+            end, final = await self._read(lambda: self._how_it_ended(deployment))
+            if final:
+                deployment.exit = end
+        leftovers = False
+        if not deployment.gone:
+            keeper = deployment.program.recorder
+            writing = {keeper.pid} if keeper is not None and keeper.alive else set[int]()
+            leftovers = bool(await self._killer.alive(deployment) - writing)
+        own_end = deployment.contract == "process" and not deployment.restarted and not deployment.told_to_end
+        fault = _host_restarted() if deployment.restarted else None
+        return Ended(end, leftovers=leftovers, completed=own_end and end.code == 0, fault=fault)
+
+    def _how_it_ended(self, deployment: Deployment) -> tuple[Exit, bool]:
+        """The exit, and whether it will never be better known. In a thread."""
+        program, records = deployment.program, deployment.records
+        if program.wait_status is not None:
+            ending = Ending(wait_status=program.wait_status, at=program.ended_at)
+            with suppress(OSError):  # the recorder's file says nearly the same
+                records.write_ending(ending)
+        else:
+            ending = records.read_ending()
+        tail = self._logs.tail(deployment.compute.pipeline_id, LOG_TAIL_LINES)
+        end = exit_of(ending, program.claim.pid)
+        if end.ended_at is None:
+            end = replace(end, ended_at=program.ended_at)
+        known = end.code is not None or end.signal is not None
+        return replace(end, log_tail=tail), known or program.recorder is None or not program.recorder.alive
+
+    # --- perform ------------------------------------------------------------------------------------------------------
+
+    async def perform(self, row: Pipeline, effect: Effect) -> None:
+        """Carry out `effect` for the row's deployment. See `ports.Executor`."""
+        if isinstance(effect, ClearStorage):
+            await self._clear(row.id)
+            return
+        if row.deployment_id is None:
+            return
+        compute = Compute(row.id, row.deployment_id)
+        match effect:
+            case Provision():
+                await self._provision(row, compute)
+            case SteerRuntime():
+                await self._steer(row, compute, effect.target)
+            case StopCompute():
+                await self._stop(compute)
+
+    async def _provision(self, row: Pipeline, compute: Compute) -> None:
+        former = self._latest.get(compute.pipeline_id)
+        if former is not None and former != compute.deployment_id:
+            self._drop(former)
+        self._latest[compute.pipeline_id] = compute.deployment_id
+        if compute.deployment_id in self._known:
+            return
+        home = self._home(row.id)
+        records = home.records(compute.deployment_id)
+        try:
+            child = await self._write(lambda: self._spawn(row, home, records))
+            deployment = await self._claimed(compute, records, child)
+            if deployment is None:
+                return
+            if row.runtime_intent is RuntimeDesired.PAUSED and deployment.contract == "process":
+                await _is_stopped_soon(deployment.program, stopped=True)
+            await self._write(lambda: home.delete_earlier(compute.deployment_id))
+        except OSError as error:
+            raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
+
+    def _spawn(self, row: Pipeline, home: Home, records: Records) -> Recorder | None:
+        """Begin the program unless somebody has. In a thread."""
+        home.make()
+        records.make()
+        if records.read_claim() is not None:
+            return None
+        plan = self._toolchains.plan(row)
+        prepared = prepare(
+            row,
+            plan,
+            home=home,
+            records=records,
+            instance_id=self._instance_id,
+            bind_address=self._bind_address,
+        )
+        records.write_spawn(host=self._host, contract=prepared.contract, argv=prepared.argv, config=prepared.config)
+        try:
+            with home.locked() as lock:
+                child = self._launch(row, records, prepared, lock)
+        except Held:
+            text = f"The storage is still in use by an earlier process, {described_holders(home)}. It is tried again."
+            raise cannot(text, retry=True) from None
+        except ValueError as error:
+            raise cannot(
+                f"The program cannot be begun: {error}. Correct its command or its environment.", retry=False
+            ) from error
+        self._loop.call_soon_threadsafe(self._mind, child)
+        return child
+
+    def _launch(self, row: Pipeline, records: Records, prepared: Prepared, lock: int) -> Recorder:
+        setsid = shutil.which("setsid")
+        if setsid is None:
+            raise cannot("setsid(1) is not on the daemon's PATH; install util-linux.", retry=False)
+        output = os.open(self._logs.path(row.id), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            soft = self._nofile[0]
+            return spawn(
+                Launch(
+                    directory=records.root,
+                    argv=prepared.argv,
+                    env=prepared.env,
+                    output=output,
+                    descriptors=(lock,),
+                    soft_nofile="unlimited" if soft == resource.RLIM_INFINITY else str(soft),
+                    stopped=prepared.contract == "process" and row.runtime_intent is RuntimeDesired.PAUSED,
+                    setsid=setsid,
+                )
+            )
+        finally:
+            os.close(output)
+
+    def _mind(self, child: Recorder) -> None:
+        """Reap the recorder when it ends, whatever became of who spawned it. On the loop."""
+        try:
+            watched = Watched(child.pid, os.pidfd_open(child.pid))
+        except OSError as error:
+            log.warning("recorder cannot be watched", pid=child.pid, error=str(error))
+            return
+        self._children[child.pid] = watched
+
+        def reap() -> None:
+            child.poll()
+            watched.close()
+            self._children.pop(child.pid, None)
+
+        watched.when_ended(reap)
+
+    async def _claimed(self, compute: Compute, records: Records, child: Recorder | None) -> Deployment | None:
+        """Wait until a shell has claimed the deployment, then adopt it; None if the next look must tell whose it is."""
+        changed = asyncio.Event()
+        watched = None if child is None else self._children.get(child.pid)
+        if watched is not None:
+            watched.when_ended(changed.set)
+        bell = None
+        with suppress(OSError):
+            bell = self._inotify.watch(str(records.root), linux.IN_CLOSE_WRITE, lambda mask, name: changed.set())
+        try:
+            with anyio.move_on_after(CLAIM_SECONDS):
+                while True:
+                    changed.clear()
+                    over = watched is None or watched.ended.is_set()
+                    facts = await self._read(records.read)
+                    if facts.claim is not None and facts.claim.pid is not None:
+                        return self._adopt(compute, records, facts, facts.claim)
+                    if over:
+                        break
+                    with anyio.move_on_after(RECHECK_SECONDS):
+                        await changed.wait()
+        finally:
+            if bell is not None:
+                self._inotify.unwatch(bell)
+        return await self._unclaimed(records, child)
+
+    async def _unclaimed(self, records: Records, child: Recorder | None) -> None:
+        code = None if child is None else child.returncode
+        if code == CLAIM_NOT_WRITTEN:
+            await self._write(records.unclaim)
+            raise cannot(f"{records.claim_file} could not be written; is the disk full? It is tried again.", retry=True)
+        if child is not None and code != LOST:
+            how = f"ended with code {code}" if code is not None else f"has not done so within {CLAIM_SECONDS:g} s"
+            raise cannot(f"The shell that begins the program {how}. It is looked at again.", retry=True)
+
+    # --- steer --------------------------------------------------------------------------------------------------------
+
+    async def _steer(self, row: Pipeline, compute: Compute, target: RuntimeDesired) -> None:
+        found = self._known.get(compute.deployment_id) or await self._find(row, compute)
+        if not isinstance(found, Deployment) or not found.program.alive:
+            return  # the next look tells
+        if found.contract == "http":
+            location = found.location or row.deployment_location
+            if location is None:
+                raise _cannot_steer("The process has not told its port yet.")
+            await self._probe.steer(location, target)
+            return
+        program = found.program
+        try:
+            match target:
+                case RuntimeDesired.PAUSED:
+                    program.signal_group(signal.SIGSTOP)
+                    done = await _is_stopped_soon(program, stopped=True)
+                case RuntimeDesired.RUNNING:
+                    program.signal_group(signal.SIGCONT)
+                    done = await _is_stopped_soon(program, stopped=False)
+                case RuntimeDesired.SUSPENDED:
+                    # Recorded first: whoever sees the end must know that it was asked for.
+                    await self._write(found.records.write_told_to_end)
+                    found.told_to_end = done = True
+                    program.signal_group(signal.SIGTERM)
+                    if is_stopped(program.pid):
+                        program.signal_group(signal.SIGCONT)
+                case _:
+                    done = True
+        except OSError as error:
+            raise _cannot_steer(f"The process could not be told to be {target}: {error}.") from error
+        if not done:
+            raise _cannot_steer(f"The process did not become {target} within {STEER_SECONDS:g} s of the signal.")
+
+    # --- stop ---------------------------------------------------------------------------------------------------------
+
+    async def _stop(self, compute: Compute) -> None:
+        """Kill everything of a deployment, and see to it that nothing of it can begin."""
+        home = self._home(compute.pipeline_id)
+        try:
+            deployment = self._known.get(compute.deployment_id) or await self._forbidden(compute)
+            if not deployment.gone:
+                await self._killer.kill(deployment, home)
+                self._close(deployment)
+        except OSError as error:
+            raise cannot_stop(f"The deployment could not be stopped: {error}.") from error
+
+    async def _forbidden(self, compute: Compute) -> Deployment:
+        records = self._home(compute.pipeline_id).records(compute.deployment_id)
+        await self._write(records.forbid)
+        facts = await self._read(records.read)
+        restarted = facts.host is not None and facts.host != self._host
+        return self._adopt(compute, records, facts, facts.claim or Claim(), restarted=restarted)
+
+    # --- clear, forget ------------------------------------------------------------------------------------------------
+
+    async def _clear(self, pipeline_id: PipelineId) -> None:
+        home = self._home(pipeline_id)
+        name = self._clock.new_id()
+
+        def set_aside() -> None:
+            if home.exists():
+                with home.locked():
+                    home.set_aside(name)
+
+        try:
+            await self._write(set_aside)
+            self._drop(self._latest.pop(pipeline_id, None))
+            await to_thread.run_sync(home.empty_trash, abandon_on_cancel=True, limiter=self._clearing)
+        except Held:
+            by = await self._read(lambda: described_holders(home))
+            raise _cannot_clear(f"The storage is still in use by {by}. It is tried again.") from None
+        except OSError as error:
+            raise _cannot_clear(f"The storage could not be removed: {error}. It is tried again.") from error
+
+    async def forget(self, pipeline_id: PipelineId) -> None:
+        """Remove what is kept on disk of a pipeline that was deleted; what cannot be removed is `kept` for later."""
+        self._drop(self._latest.pop(pipeline_id, None))
+        home = self._home(pipeline_id)
+        try:
+            await to_thread.run_sync(home.remove, abandon_on_cancel=True, limiter=self._clearing)
+        except OSError as error:
+            log.warning("pipeline directory remains", pipeline=pipeline_id, error=str(error))
+
+    async def kept(self) -> list[PipelineId]:
+        """The pipelines that have a directory."""
+        return await self._read(lambda: pipelines(self._root))
+
+    # --- survey, events, usage ----------------------------------------------------------------------------------------
+
+    async def survey(self) -> list[Compute]:
+        """Everything alive that carries this store's instance id."""
+        return await self._killer.survey()
+
+    async def discard(self, compute: Compute) -> None:
+        """Kill what `survey` found and no row knows. Raises ExecutorError."""
+        await self._stop(compute)
+        self._drop(compute.deployment_id)
+
+    async def events(self) -> AsyncGenerator[PipelineId, None]:
+        """Yield the id of each pipeline whose program ended or became ready, as it happens."""
+        news: asyncio.Queue[PipelineId] = asyncio.Queue()
+        self._listeners.append(news)
+        try:
+            while True:
+                yield await news.get()
+        finally:
+            self._listeners.remove(news)
+
+    async def usage(self, row: Pipeline) -> Usage | None:
+        """What the process group of the row's deployment uses now; None when it does not run."""
+        if row.deployment_id is None:
+            return None
+        compute = Compute(row.id, row.deployment_id)
+        found = self._known.get(compute.deployment_id) or await self._find(row, compute)
+        if not isinstance(found, Deployment) or not found.program.alive:
+            return None
+        group = (await self._consumption.get()).get(found.program.pid, [])
+        if not group:
+            return None
+        home = self._home(row.id)
+        files, storage_bytes = await self._read(lambda: (sum(open_files(one.pid) for one in group), home.size_bytes()))
+        age = timedelta(seconds=age_seconds(found.program.claim.start_ticks))
+        return Usage(
+            rss_bytes=sum(one.rss_bytes for one in group),
+            cpu_seconds=sum(one.cpu_seconds for one in group),
+            processes=len(group),
+            threads=sum(one.threads for one in group),
+            open_files=files,
+            started_at=self._clock.now() - age,
+            storage_bytes=storage_bytes,
+        )
+
+    # --- within -------------------------------------------------------------------------------------------------------
+
+    def _home(self, pipeline_id: PipelineId) -> Home:
+        return Home(self._root / pipeline_id)
+
+    def _living(self) -> dict[int, Compute]:
+        """The processes that are surely alive, and whose they are. In any thread."""
+        living: dict[int, Compute] = {}
+        for deployment in list(self._known.values()):
+            for process in (deployment.program.main, deployment.program.recorder):
+                if process is not None and process.watched:
+                    living[process.pid] = deployment.compute
+        return living
+
+    def _is_child(self, pid: int) -> bool:
+        return pid in self._children
+
+    def _tell(self, pipeline_id: PipelineId) -> None:
+        for news in self._listeners:
+            news.put_nowait(pipeline_id)
+
+    def _drop(self, deployment_id: DeploymentId | None) -> None:
+        """Forget a deployment; what lives of it can be found again."""
+        if deployment_id is not None:
+            deployment = self._known.pop(deployment_id, None)
+            if deployment is not None:
+                self._close(deployment)
+
+    def _close(self, deployment: Deployment) -> None:
+        self._unwatch_port(deployment)
+        keeper = deployment.program.recorder
+        deployment.program.close()
+        if keeper is not None and self._children.get(keeper.pid) is not keeper:
+            keeper.close()
+
+    async def _read(self, function: Callable[[], T]) -> T:
+        """Run what only reads, in a thread; cancelled, it is left behind."""
+        return await to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _write(self, function: Callable[[], T]) -> T:
+        """Run what changes something, in a thread, to its end."""
+        return await to_thread.run_sync(function, limiter=self._threads)
+
+
+def _host_restarted() -> Fault:
+    return Fault(
+        machine.HOST_RESTARTED,
+        "The host or the container of the daemon was restarted, and the pipeline process ended with it.",
+    )
+
+
+def _first_leader(pids: list[int]) -> Claim | None:
+    """Of a deployment whose records are lost, the program: the first to have begun a session of its own."""
+    found: list[Claim] = []
+    for pid in pids:
+        fields = stat_fields(pid)
+        if fields is None or int(fields[3]) != pid or is_unbegun(command_line(pid)):
+            continue
+        found.append(Claim(pid, int(fields[19]), int(fields[1])))
+    return min(found, key=lambda claim: claim.start_ticks, default=None)
+
+
+async def _is_stopped_soon(program: Program, *, stopped: bool) -> bool:
+    """Wait until the program is stopped, or goes on; False if that takes too long. An ended one is anything."""
+    with anyio.move_on_after(STEER_SECONDS):
+        while program.alive and is_stopped(program.pid) is not stopped:  # noqa: ASYNC110 - only its parent is told
+            await anyio.sleep(STEER_PAUSE_SECONDS)
+        return True
+    return False
+
+
+def _cannot_steer(text: str) -> ExecutorError:
+    return ExecutorError(Fault("RunnerCheckError", text, {"error": text}), retry=True)
+
+
+def _cannot_clear(text: str) -> ExecutorError:
+    return ExecutorError(Fault("RunnerClearError", text, {"error": text}), retry=True)

@@ -64,6 +64,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "PipelineInteractionInvalidResponse": 500,
         # The daemon itself
         "StoreUnavailable": 503,
+        "NotReady": 503,
         "InternalError": 500,
     }
 )

@@ -1,0 +1,205 @@
+"""What a pipeline prints, and what its processes do: logs, statistics, metrics (contract.md sections 5.5, 7.5 and 8).
+
+A process that speaks contract `http` is asked itself; for an opaque one the daemon answers in the same shape.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import anyio
+from aiohttp import hdrs, web
+
+from penstock.api import query
+from penstock.api.context import PIPELINE, context_of, pipeline_of
+from penstock.api.errors import ApiError
+from penstock.api.responses import json_response
+from penstock.model import Fault, JsonValue, Pipeline, ResourcesStatus, RuntimeStatus
+from penstock.ports import Usage
+
+FORMATS = ("prometheus", "json")
+
+STUCK_SECONDS = 900.0
+"""A reader of logs that takes nothing for this long is cut off; it has cost one descriptor and two small buffers."""
+
+_STREAM_HEADERS = {
+    hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
+    "X-Content-Type-Options": "nosniff",
+    hdrs.CONTENT_ENCODING: "identity",
+    hdrs.CACHE_CONTROL: "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+def routes() -> list[web.RouteDef]:
+    """The routes of this resource."""
+    return [
+        web.get(f"{PIPELINE}/logs", get_logs, allow_head=False),
+        web.get(f"{PIPELINE}/stats", get_stats),
+        web.get(f"{PIPELINE}/metrics", get_metrics),
+    ]
+
+
+async def get_logs(request: web.Request) -> web.StreamResponse:
+    """The log from its oldest line on; stays open until the pipeline is deleted, unless ``follow=false``."""
+    follow = query.flag(request, "follow", default=True)
+    row = await pipeline_of(request)
+    context = context_of(request)
+    response = web.StreamResponse(headers=_STREAM_HEADERS)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    async with aclosing(context.logs.read(row.id, follow=follow)) as blocks:
+        # A pipeline that was deleted before its log was opened has nobody left to end this stream.
+        known = not follow
+        async for block in blocks:
+            with anyio.move_on_after(STUCK_SECONDS) as patience:
+                await response.write(block)
+            if patience.cancelled_caught:
+                if request.transport is not None:
+                    request.transport.abort()
+                break
+            if not known:
+                if await context.store.get(row.id) is None:
+                    break
+                known = True
+    return response
+
+
+async def get_stats(request: web.Request) -> web.Response:
+    """Statistics of a provisioned pipeline."""
+    row = await pipeline_of(request)
+    _check_reachable(row)
+    if row.deployment_location is not None:
+        return await _ask(request, row, row.deployment_location, f"/stats?{request.rel_url.raw_query_string}")
+    usage = await _usage(request, row)
+    uptime_seconds = (context_of(request).clock.now() - usage.started_at).total_seconds()
+    return json_response({"global_metrics": _global(row, usage, uptime_seconds), "inputs": [], "outputs": []})
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    """Metrics of a provisioned pipeline; the content type is exactly ``text/plain`` (conformance.md T5)."""
+    wanted = query.choice(request, "format", FORMATS, "prometheus")
+    row = await pipeline_of(request)
+    _check_reachable(row)
+    if row.deployment_location is not None:
+        return await _ask(request, row, row.deployment_location, f"/metrics?format={wanted}")
+    samples = _samples(await _usage(request, row))
+    labels = {"pipeline": row.id, "pipeline_name": row.spec.name}
+    if wanted == "json":
+        return json_response(
+            [
+                {"key": name, "type": kind, "description": text, "labels": labels, "value": value}
+                for name, kind, text, value in samples
+            ]
+        )
+    named = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    families = [
+        f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{{named}}} {value}\n"
+        for name, kind, text, value in samples
+    ]
+    return web.Response(body="".join(families).encode(), content_type="text/plain")
+
+
+def _check_reachable(row: Pipeline) -> None:
+    """Raise ApiError unless there is a process to ask."""
+    name, status, desired = row.spec.name, row.deployment_status, row.deployment_desired_status
+    if row.resources_status is not ResourcesStatus.PROVISIONED:
+        raise ApiError(
+            "PipelineInteractionNotDeployed",
+            f"Pipeline {name!r} is {status}, so there is no process to ask. Start it, or wait until it has started.",
+            {"pipeline_name": name, "status": status, "desired_status": desired},
+        )
+    if row.runtime_status is RuntimeStatus.UNAVAILABLE:
+        raise ApiError(
+            "PipelineUnavailable",
+            f"The process of pipeline {name!r} does not answer at the moment. Its log may tell why.",
+            {"pipeline_name": name},
+        )
+
+
+async def _ask(request: web.Request, row: Pipeline, location: str, path: str) -> web.Response:
+    """Pass on what the process answers, errors too."""
+    reply = await context_of(request).probe.get(location, path)
+    if isinstance(reply, Fault):
+        raise ApiError(reply.code, reply.message, {"pipeline_name": row.spec.name, **reply.details})
+    if not 200 <= reply.http_status < 600:
+        error = f"HTTP status {reply.http_status} in answer to {path}"
+        raise ApiError(
+            "PipelineInteractionInvalidResponse",
+            f"The process of pipeline {row.spec.name!r} gave an answer that cannot be passed on: {error}.",
+            {"pipeline_name": row.spec.name, "error": error},
+        )
+    headers = {hdrs.CONTENT_TYPE: reply.content_type} if reply.content_type else None
+    return web.Response(body=reply.body, status=reply.http_status, headers=headers)
+
+
+async def _usage(request: web.Request, row: Pipeline) -> Usage:
+    """What an opaque deployment uses; when it ended a moment ago, the same refusal as if it had been asked itself."""
+    usage = await context_of(request).usage.usage(row)
+    if usage is None:
+        error = "nothing of the deployment runs any more"
+        raise ApiError(
+            "PipelineInteractionUnreachable",
+            f"Pipeline {row.spec.name!r} cannot be observed: {error}. Its status will tell in a moment.",
+            {"pipeline_name": row.spec.name, "request": request.path, "error": error},
+        )
+    return usage
+
+
+def _global(row: Pipeline, usage: Usage, uptime_seconds: float) -> dict[str, JsonValue]:
+    """The members that clients expect; an opaque program has no records, steps and transactions."""
+    began = int(usage.started_at.timestamp())
+    return {
+        "state": "Paused" if row.runtime_status is RuntimeStatus.PAUSED else "Running",
+        "bootstrap_in_progress": False,
+        "transaction_status": "NoTransaction",
+        "transaction_id": 0,
+        "transaction_msecs": None,
+        "transaction_records": None,
+        "transaction_initiators": {
+            "transaction_id": None,
+            "initiated_by_api": None,
+            "initiated_by_connectors": {},
+        },
+        "commit_progress": None,
+        "concurrent_bootstrap_phase": "Inactive",
+        "concurrent_bootstrap_progress": None,
+        "rss_bytes": usage.rss_bytes,
+        "memory_pressure": "low",
+        "memory_pressure_epoch": 0,
+        "cpu_msecs": int(usage.cpu_seconds * 1000),
+        "uptime_msecs": max(0, int(uptime_seconds * 1000)),
+        "start_time": began,
+        "incarnation_uuid": row.deployment_id,
+        "initial_start_time": began,
+        "storage_bytes": usage.storage_bytes or 0,
+        "storage_mb_secs": 0,
+        "runtime_elapsed_msecs": 0,
+        "buffered_input_records": 0,
+        "buffered_input_bytes": 0,
+        "total_input_records": 0,
+        "total_input_bytes": 0,
+        "total_processed_records": 0,
+        "total_processed_bytes": 0,
+        "total_completed_records": 0,
+        "output_stall_msecs": 0,
+        "total_initiated_steps": 0,
+        "total_completed_steps": 0,
+        "pipeline_complete": False,
+    }
+
+
+def _samples(usage: Usage) -> list[tuple[str, str, str, float]]:
+    """Name, type, help and value of each metric of an opaque deployment."""
+    samples: list[tuple[str, str, str, float]] = [
+        ("records_processed_total", "counter", "Records processed; an opaque program does not tell.", 0),
+        ("process_cpu_seconds_total", "counter", "CPU time of all processes, in seconds.", usage.cpu_seconds),
+        ("process_resident_memory_bytes", "gauge", "Resident memory of all processes, in bytes.", usage.rss_bytes),
+        ("process_open_fds", "gauge", "Open files of all processes.", usage.open_files),
+        ("process_threads", "gauge", "Threads of all processes.", usage.threads),
+        ("process_count", "gauge", "Processes.", usage.processes),
+        ("process_start_time_seconds", "gauge", "When it began, since the epoch.", usage.started_at.timestamp()),
+    ]
+    if usage.storage_bytes is not None:
+        samples.append(("storage_bytes", "gauge", "What its storage takes, in bytes.", usage.storage_bytes))
+    return samples

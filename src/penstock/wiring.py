@@ -132,7 +132,13 @@ async def build(settings: Settings) -> AsyncGenerator[Daemon, None]:
             policy=_policy(settings),
         )
         loop = Loop(store=store, executor=executor, reconciler=reconciler, metrics=metrics, clock=clock)
-        compiler = Compiler(store=store, toolchains=toolchains, clock=clock, parallel=settings.toolchains.parallel)
+        compiler = Compiler(
+            store=store,
+            toolchains=toolchains,
+            clock=clock,
+            parallel=settings.toolchains.parallel,
+            metrics=metrics,
+        )
         metrics.watch(lambda: anyio.from_thread.run(store.pipelines), lambda: anyio.from_thread.run_sync(_gauges, loop))
         yield Daemon(
             settings=settings,
@@ -220,7 +226,8 @@ async def _reload(daemon: Daemon, read: Callable[[], Settings]) -> None:
     set_up_logging(daemon.settings.daemon.log_format, new.daemon.log_level)
     daemon.settings = new
     daemon.reconciler.policy = _policy(new)
-    daemon.toolchains.configure(_toolchains(new), default=new.toolchains.default)
+    daemon.toolchains.toolchains = _toolchains(new)
+    daemon.toolchains.default = new.toolchains.default
     daemon.compiler.parallel = new.toolchains.parallel
     daemon.logs.max_bytes = new.logs.max_bytes
     daemon.store.configure(retention=new.events.retention, details_interval_seconds=new.events.details_interval_seconds)

@@ -17,7 +17,7 @@ from penstock.model import MonitorEvent, Pipeline
 from penstock.ports import StoreCorrupt, StoreError, StoreLocked, StoreUnavailable
 from penstock.stores import columns
 from penstock.stores.columns import Columns, Value
-from penstock.stores.statements import migrations, statements
+from penstock.stores.statements import Statement, migrations, statements
 
 SCHEMA_MAJOR = 1
 """A database with a higher one was made by a Penstock whose data this one would misread."""
@@ -28,7 +28,7 @@ BUSY_TIMEOUT_SECONDS = 2.0
 WAL_LIMIT_BYTES = 64 << 20
 """A write-ahead log that grew beyond this, under a long backup say, is cut back at the next checkpoint."""
 
-SQL: Mapping[str, str] = statements("sqlite")
+SQL: Mapping[str, Statement] = statements("sqlite")
 
 _ADVICE: Mapping[int, str] = {
     sqlite3.SQLITE_BUSY: "another program keeps it locked; close that one",
@@ -135,9 +135,15 @@ def connect(path: str, *, reading: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def execute(connection: sqlite3.Connection, statement: str, values: Mapping[str, Value]) -> sqlite3.Cursor:
+    """Run a named statement. Raises sqlite3.Error."""
+    named = SQL[statement]
+    return connection.execute(named.text, named.bind(values))
+
+
 def fetch(connection: sqlite3.Connection, statement: str, **parameters: Value) -> list[Columns]:
     """The rows that a named statement finds. Raises sqlite3.Error."""
-    cursor = connection.execute(SQL[statement], parameters)
+    cursor = execute(connection, statement, parameters)
     names = [description[0] for description in cursor.description]
     return [dict(zip(names, found, strict=True)) for found in cursor]
 
@@ -181,7 +187,7 @@ def _migrate(connection: sqlite3.Connection, path: str, now: datetime) -> None:
     try:
         tables = {found["name"] for found in fetch(connection, "tables")}
         if not tables:
-            connection.execute(SQL["create_migration"])
+            execute(connection, "create_migration", {})
         elif not {"meta", "migration"} <= tables:
             raise corrupt(path, "it is a database of another program, or its tables meta and migration are lost")
         else:
@@ -193,8 +199,9 @@ def _migrate(connection: sqlite3.Connection, path: str, now: datetime) -> None:
                 for statement in _split(step.text):
                     connection.execute(statement)
                 stamp = now.isoformat(timespec="microseconds")
-                connection.execute(
-                    SQL["insert_migration"],
+                execute(
+                    connection,
+                    "insert_migration",
                     {"number": step.number, "name": step.name, "checksum": step.checksum, "applied_at": stamp},
                 )
             elif checksum != step.checksum:
@@ -233,5 +240,5 @@ def _split(script: str) -> Iterator[str]:
 
 
 def _instance_id(connection: sqlite3.Connection, new_instance_id: str) -> str:
-    connection.execute(SQL["put_meta"], {"key": "instance_id", "value": new_instance_id})
+    execute(connection, "put_meta", {"key": "instance_id", "value": new_instance_id})
     return str(fetch(connection, "meta", key="instance_id")[0]["value"])

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from penstock.model import Author, MonitorEvent
+from penstock.model import Author, MonitorEvent, PipelineId
 from penstock.ports import StoreUnavailable
 from penstock.stores import columns
 from penstock.stores.columns import Columns
 from penstock.stores.rows import Decide, Delta, Rows
-from penstock.stores.sqlite_file import SQL, corrupt, explain
+from penstock.stores.sqlite_file import corrupt, execute, explain, fetch
 
 BATCH_LIMIT = 500
 """Most writes that share a transaction: the first of them waits for the last, some 100 us each."""
@@ -66,6 +66,8 @@ class Writer:
         self._announce = announce
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._applied: list[Delta] = []
+        self._kept: dict[PipelineId, int] = {}
+        """How many events there are of a pipeline; forgotten whenever something is rolled back."""
         self._power_safe: bool | None = None
         self._thread = Thread(target=self._run, name="sqlite-writer", daemon=True)
 
@@ -116,6 +118,7 @@ class Writer:
             outcomes = [Outcome(write, self._attempt(write)) for write in batch]
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
+            self._kept.clear()
             for delta in reversed(self._applied):
                 self._rows.apply(Delta(delta.after, delta.before))
             with suppress(sqlite3.Error):  # the next transaction begins with another try
@@ -132,6 +135,7 @@ class Writer:
             meaning = self._meaning(error)
             if isinstance(meaning, StoreUnavailable):
                 raise
+            self._kept.clear()
             self._connection.execute("ROLLBACK TO one_write")
             self._connection.execute("RELEASE one_write")
             return meaning
@@ -152,30 +156,46 @@ class Writer:
         before, after = delta.before, delta.after
         if after is None:
             if before is None:
-                self._execute("touch", {})
+                self._change_one("touch", {})
             else:
-                self._execute("delete_pipeline", {"id": before.id, "before": before.revision})
+                self._kept.pop(before.id, None)
+                self._change_one("delete_pipeline", {"id": before.id, "before": before.revision})
             return delta
         if before is None:
-            self._execute("insert_pipeline", columns.of_pipeline(after))
-            self._execute("insert_body", columns.of_body(after))
+            self._change_one("insert_pipeline", columns.of_pipeline(after))
+            self._change_one("insert_body", columns.of_body(after))
         else:
-            self._execute("update_pipeline", {**columns.of_pipeline(after), "before": before.revision})
+            self._change_one("update_pipeline", {**columns.of_pipeline(after), "before": before.revision})
+            if before.spec.name != after.spec.name:
+                self._change_one("rename_pipeline", {"id": after.id, "name": after.spec.name})
             if not columns.same_body(before, after):
-                self._execute("update_body", columns.of_body(after))
+                self._change_one("update_body", columns.of_body(after))
         if not delta.events:
             return delta
         events = tuple(self._insert_event(event) for event in delta.events)
-        self._connection.execute(SQL["trim_events"], {"id": after.id, "retention": self._retention})
+        self._trim(after.id, len(events))
         return replace(delta, events=events)
 
+    def _trim(self, pipeline_id: PipelineId, added: int) -> None:
+        """Remove the oldest events that `added` ones make too many. Counting each time would cost most of a write."""
+        kept = self._kept.get(pipeline_id)
+        if kept is None:
+            (counted,) = fetch(self._connection, "count_events", id=pipeline_id)
+            kept = int(counted["kept"] or 0)
+        else:
+            kept += added
+        if kept > self._retention:
+            execute(self._connection, "trim_events", {"id": pipeline_id, "excess": kept - self._retention})
+            kept = self._retention
+        self._kept[pipeline_id] = kept
+
     def _insert_event(self, event: MonitorEvent) -> MonitorEvent:
-        cursor = self._connection.execute(SQL["insert_event"], columns.of_event(event))
+        cursor = execute(self._connection, "insert_event", columns.of_event(event))
         return replace(event, sequence=cursor.lastrowid or 0)
 
-    def _execute(self, statement: str, parameters: Columns) -> None:
+    def _change_one(self, statement: str, parameters: Columns) -> None:
         """Run a statement that changes exactly one row; another number means that somebody else wrote."""
-        if self._connection.execute(SQL[statement], parameters).rowcount != 1:
+        if execute(self._connection, statement, parameters).rowcount != 1:
             raise corrupt(
                 self._path,
                 f"pipeline {parameters.get('id')} is not on disk as it was last written: another program changed it",

@@ -20,8 +20,9 @@ INSERT INTO pipeline (
 
 -- name: update_pipeline
 -- :before is the revision that the writer read; no row is changed when there is another by now.
+-- The name stands apart: to set it is to rewrite its index.
 UPDATE pipeline SET
-    name = :name, revision = :revision, version = :version, program_version = :program_version,
+    revision = :revision, version = :version, program_version = :program_version,
     refresh_version = :refresh_version, platform_version = :platform_version, program_status = :program_status,
     program_status_since = :program_status_since, resources_status = :resources_status,
     resources_status_since = :resources_status_since, resources_status_details = :resources_status_details,
@@ -35,6 +36,9 @@ UPDATE pipeline SET
     stop_mode = :stop_mode, stop_deadline = :stop_deadline, suspect_since = :suspect_since, resume = :resume,
     details_written_at = :details_written_at, event_at = :event_at
 WHERE id = :id AND revision = :before
+
+-- name: rename_pipeline
+UPDATE pipeline SET name = :name WHERE id = :id
 
 -- name: delete_pipeline
 -- Body and events go with it.
@@ -76,10 +80,13 @@ INSERT INTO event (
     :deployment_error, :program_status, :storage_status, :storage_status_details
 )
 
+-- name: count_events
+SELECT count(*) AS kept FROM event WHERE pipeline_id = :id
+
 -- name: trim_events
--- Keeps the newest :retention events of one pipeline.
-DELETE FROM event WHERE pipeline_id = :id AND sequence <= (
-    SELECT sequence FROM event WHERE pipeline_id = :id ORDER BY sequence DESC LIMIT 1 OFFSET :retention
+-- The oldest :excess of one pipeline.
+DELETE FROM event WHERE sequence IN (
+    SELECT sequence FROM event WHERE pipeline_id = :id ORDER BY sequence LIMIT :excess
 )
 
 -- name: events

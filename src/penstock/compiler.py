@@ -43,8 +43,8 @@ RESYNC_SECONDS = 300.0
 SWEEP_SECONDS = 60.0
 """Deletes have artifacts swept, but not more often than this."""
 
-DAEMON_PAUSE_SECONDS = 0.05
-"""The daemon writes rows often, and hardly ever sends a program back: its changes to a row are looked at together."""
+AT_ONCE = float("-inf")
+"""Earlier than any time; whoever tells of a change may be outside of every task, where no clock can be read."""
 
 OUTAGE_PAUSE_SECONDS = 1.0
 """How long to wait, at most, before the store is tried again."""
@@ -86,7 +86,7 @@ class Compiler:
     def on_change(self, pipeline_id: PipelineId, author: Author) -> None:
         """Hear of a committed change; the compiler's own are known already (`Store.listen`)."""
         if author is not Author.COMPILER:
-            self._look_at(pipeline_id, DAEMON_PAUSE_SECONDS if author is Author.DAEMON else 0.0)
+            self._look_at(pipeline_id)
 
     @property
     def depth(self) -> int:
@@ -105,8 +105,8 @@ class Compiler:
             tasks.start_soon(self._resync)
             await self._dispatch(tasks)
 
-    def _look_at(self, pipeline_id: PipelineId, delay_seconds: float = 0.0) -> None:
-        self._changed.add(pipeline_id, anyio.current_time() + delay_seconds)
+    def _look_at(self, pipeline_id: PipelineId, at: float = AT_ONCE) -> None:
+        self._changed.add(pipeline_id, at)
         self._woken.set()
 
     async def _dispatch(self, tasks: TaskGroup) -> None:
@@ -162,7 +162,7 @@ class Compiler:
             self._look_at(pipeline_id)
         else:
             crashes = self._crashes[pipeline_id] = self._crashes.get(pipeline_id, 0) + 1
-            self._look_at(pipeline_id, backoff_seconds(crashes))
+            self._look_at(pipeline_id, anyio.current_time() + backoff_seconds(crashes))
 
     async def _take_through(self, pipeline_id: PipelineId, build: _Build) -> None:
         """Check and build one program; stop as soon as the row has moved on."""

@@ -22,6 +22,9 @@ from penstock.telemetry import Metrics
 
 log = structlog.get_logger("penstock.loop")
 
+AT_ONCE = float("-inf")
+"""Earlier than any time; whoever wakes may be outside of every task, where the loop's clock cannot be read."""
+
 RESYNC_SECONDS = 300.0
 """How often all rows are gone through without a reason: the safety net under lost wake-ups."""
 
@@ -68,7 +71,7 @@ class Loop:
         """Give `pipeline_id` a turn now. What a user asked for interrupts a turn that stands in its way."""
         if author is Author.USER and pipeline_id in self._running:
             self._asked.add(pipeline_id)
-        self._schedule.add(pipeline_id, anyio.current_time())
+        self._schedule.add(pipeline_id, AT_ONCE)
         self._woken.set()
 
     def on_change(self, pipeline_id: PipelineId, author: Author) -> None:

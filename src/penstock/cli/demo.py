@@ -130,36 +130,37 @@ def _serve_on(daemon: _Daemon, console: Console) -> None:
 
 
 def _history(events: list[Json]) -> Table:
-    """The events, oldest first, with the resources and the storage axis drawn downwards over time."""
+    """The events, oldest first; the resources axis and the storage axis are drawn downwards over time."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("at", justify="right")
-    for name in RESOURCES:
-        table.add_column(name, justify="center")
-    table.add_column("wanted")
-    table.add_column("runtime")
-    for name in STORAGE:
-        table.add_column(name, justify="center")
-    table.add_column("program")
-    table.add_column("error")
+    table.add_column("at", justify="right", no_wrap=True)
+    for name in ("resources", "wanted", "storage", "what it does"):
+        table.add_column(name, no_wrap=True)
     events.reverse()
     began = datetime.fromisoformat(events[0]["recorded_at"])
     for event in events:
         after = (datetime.fromisoformat(event["recorded_at"]) - began).total_seconds()
-        error = event["deployment_error"]
         table.add_row(
             f"{after:.3f} s",
-            *_lane(RESOURCES, event["deployment_resources_status"], "green"),
+            _axis(RESOURCES, event["deployment_resources_status"], "green"),
             event["deployment_resources_desired_status"],
-            event["deployment_runtime_status"] or "",
-            *_lane(STORAGE, event["storage_status"], "blue"),
-            event["program_status"],
-            Text("" if error is None else error["error_code"], style="red"),
+            _axis(STORAGE, event["storage_status"], "blue"),
+            _activity(event),
         )
     return table
 
 
-def _lane(stops: tuple[str, ...], current: str, colour: str) -> list[Text]:
-    return [Text("●", style=colour) if name == current else Text("·", style="dim") for name in stops]
+def _axis(stops: tuple[str, ...], current: str, colour: str) -> Text:
+    lane = [("●", colour) if name == current else ("·", "dim") for name in stops]
+    return Text.assemble(*lane, f" {current}")
+
+
+def _activity(event: Json) -> Text:
+    if event["deployment_has_error"]:
+        return Text(event["deployment_error"]["error_code"], style="red")
+    if event["deployment_runtime_status"] is None:
+        return Text("" if event["program_status"] == "Success" else event["program_status"], style="dim")
+    wanted = event["deployment_runtime_desired_status"]
+    return Text(event["deployment_runtime_status"] + (", told to end" if wanted == "Suspended" else ""))
 
 
 @contextmanager

@@ -374,6 +374,8 @@ class ProcessExecutor:
             with home.locked() as lock:
                 child = self._launch(row, records, prepared, lock)
         except Held:
+            if records.read_claim() is not None:
+                return None
             text = f"The storage is still in use by an earlier process, {described_holders(home)}. It is tried again."
             raise cannot(text, retry=True) from None
         except ValueError as error:

@@ -69,8 +69,7 @@ class Compiler:
     def __init__(
         self, *, store: Store, toolchains: Toolchains, clock: Clock, parallel: int, metrics: Metrics | None
     ) -> None:
-        self.parallel = parallel
-        """How many programs are built at a time; may be replaced: a reload of the settings does."""
+        self._parallel = parallel
         self._store = store
         self._toolchains = toolchains
         self._clock = clock
@@ -87,6 +86,16 @@ class Compiler:
         """Hear of a committed change; the compiler's own are known already (`Store.listen`)."""
         if author is not Author.COMPILER:
             self._look_at(pipeline_id)
+
+    @property
+    def parallel(self) -> int:
+        """How many programs are built at a time; may be set: a reload of the settings does. Cuts nothing off."""
+        return self._parallel
+
+    @parallel.setter
+    def parallel(self, parallel: int) -> None:
+        self._parallel = parallel
+        self._woken.set()
 
     @property
     def depth(self) -> int:
@@ -115,7 +124,7 @@ class Compiler:
             for pipeline_id in self._changed.take(anyio.current_time()):
                 await self._survives(self._look(pipeline_id), pipeline=pipeline_id)
                 self._changed.done(pipeline_id)
-            while len(self._builds) < self.parallel and (pipeline_id := self._next_due()) is not None:
+            while len(self._builds) < self._parallel and (pipeline_id := self._next_due()) is not None:
                 build = self._builds[pipeline_id] = _Build(anyio.CancelScope())
                 tasks.start_soon(self._build, pipeline_id, build)
             next_at = self._changed.next_at()

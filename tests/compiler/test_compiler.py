@@ -278,13 +278,25 @@ async def test_one_hung_build_delays_no_other() -> None:
         assert (await house.row(bad)).program_status is S.COMPILING_RUST
 
 
-async def test_a_higher_limit_is_used_from_the_next_change_on() -> None:
+async def test_another_limit_holds_at_once_and_cuts_nothing_off() -> None:
     house = House(parallel=1)
-    house.gate("check", "a")
+    gates = [house.gate("check", code) for code in "abc"]
     async with running(house):
-        await house.until(await house.create("a"), S.COMPILING_SQL)
-        house.compiler.parallel = 2
-        await house.until(await house.create("b"), S.SUCCESS)
+        ids = [await house.create(code) for code in "abc"]
+        await house.settled()
+        assert house.compiler.building == 1
+        house.compiler.parallel = 3
+        await house.settled()
+        assert house.compiler.building == 3
+        house.compiler.parallel = 1
+        late = await house.create("d")
+        gates[0].set()
+        await house.until(ids[0], S.SUCCESS)
+        assert (house.compiler.building, house.compiler.depth) == (2, 1)
+        for gate in gates:
+            gate.set()
+        await house.until(late, S.SUCCESS)
+        assert house.toolchains.cut_off == []
 
 
 @pytest.mark.parametrize("step", ["check", "build"])

@@ -588,8 +588,9 @@ async def test_after_a_reboot_nothing_is_taken_on_trust(tmp_path: Path, monkeypa
     row = await built(toolchains, pipeline("x", toolchain="own"))
     assert row.artifact is not None
     flip(tmp_path / "state" / "artifacts" / row.artifact / "artifact/bin/deep/large")
+    assert await toolchains.verify(row) is None
     monkeypatch.setattr("penstock.toolchains.artifacts.host_id", lambda: "another boot")
-    assert "checksum" in (await toolchains.verify(row) or "")
+    assert "checksum" in (await local(tmp_path, counting(tmp_path)).verify(row) or "")
 
 
 # --- sweep ----------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Artifacts:
     def __init__(self, state_dir: Path) -> None:
         self._builds = state_dir / "builds"
         self._artifacts = state_dir / "artifacts"
+        self._host = host_id()
         self._working: set[str] = set()
         self._proven: dict[Path, _Stamp] = {}
 
@@ -89,18 +90,22 @@ class Artifacts:
         """Where the artifact is kept, if it is."""
         return self._artifacts / digest
 
-    def open_workspace(self, program_name: str, program: bytes, inputs: Mapping[str, bytes]) -> Workspace:
-        """Make fresh directories for one step. Raises OSError."""
+    def open_workspace(self, program_name: str, program: bytes, inputs: Mapping[str, bytes] | None) -> Workspace:
+        """Make fresh directories for one step; `inputs` None = no tool will run in them. Raises OSError."""
         token = secrets.token_hex(8)
         self._working.add(token)  # before it exists: a sweep removes what it finds and does not know
         root = self._builds / token
         space = Workspace(root, root / "kept" / program_name)
         try:
-            for directory in (space.work, space.input, space.artifact):
-                directory.mkdir(parents=True)
+            self._builds.mkdir(parents=True, exist_ok=True)
+            for directory in (root, space.kept, space.artifact):
+                directory.mkdir()
             space.program_file.write_bytes(program)
-            for name, content in inputs.items():
-                (space.input / name).write_bytes(content)
+            if inputs is not None:
+                space.work.mkdir()
+                space.input.mkdir()
+                for name, content in inputs.items():
+                    (space.input / name).write_bytes(content)
         except BaseException:
             self.close_workspace(space)
             raise
@@ -119,7 +124,7 @@ class Artifacts:
     def keep(self, space: Workspace, digest: str, outcome: JsonObject) -> None:
         """Make what is in the workspace the artifact `digest`, in place of a damaged one. Raises OSError."""
         files = {str(path.relative_to(space.kept)): _entry(path) for path in _files(space.kept)}
-        manifest = {"digest": digest, "host": host_id(), "outcome": outcome, "files": files}
+        manifest = {"digest": digest, "host": self._host, "outcome": outcome, "files": files}
         (space.kept / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._discard(digest)
@@ -135,7 +140,7 @@ class Artifacts:
         try:
             manifest = self._manifest(digest)
             files = cast("Mapping[str, Mapping[str, object]]", manifest["files"])
-            same_host = manifest["host"] == host_id()
+            same_host = manifest["host"] == self._host
             for number, (name, entry) in enumerate(files.items()):
                 flaw = self._file_flaw(path / name, entry, believe=same_host, always=number < ALWAYS_HASHED_FILES)
                 if flaw is not None:

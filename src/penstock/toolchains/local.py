@@ -78,7 +78,7 @@ class LocalToolchains:
                 return await to_thread.run_sync(self._check_command, row.spec, toolchain)
             return StepPassed(outcome=skipped())
         try:
-            async with self._workspace(row.spec, toolchain) as space:
+            async with self._workspace(row.spec, toolchain, toolchain.check) as space:
                 ended = await self._run(toolchain.check, toolchain, space)
                 return await to_thread.run_sync(_checked, ended, row.spec, toolchain, space)
         except ToolBroke as error:
@@ -198,7 +198,7 @@ class LocalToolchains:
         return StepPassed(outcome=skipped()) if reason is None else StepBroke(reason)
 
     async def _build(self, spec: Spec, toolchain: Toolchain, digest: str) -> StepResult:
-        async with self._workspace(spec, toolchain) as space:
+        async with self._workspace(spec, toolchain, toolchain.build) as space:
             ended = Ended(0, "", "")
             if toolchain.build:
                 ended = await self._run(toolchain.build, toolchain, space)
@@ -237,18 +237,22 @@ class LocalToolchains:
         return ended
 
     @asynccontextmanager
-    async def _workspace(self, spec: Spec, toolchain: Toolchain) -> AsyncGenerator[Workspace, None]:
+    async def _workspace(
+        self, spec: Spec, toolchain: Toolchain, template: Sequence[str]
+    ) -> AsyncGenerator[Workspace, None]:
+        program = _encoded(spec.program_code)
         inputs = {
             "udf.rs": _encoded(spec.udf_rust),
             "udf.toml": _encoded(spec.udf_toml),
             "program_config.json": json.dumps(spec.program_config).encode(),
         }
-        program = _encoded(spec.program_code)
         opened: list[Workspace] = []
         try:
             # The list, and not a result: a cancellation must not lose a directory that has just been made.
             await to_thread.run_sync(
-                lambda: opened.append(self._artifacts.open_workspace(toolchain.program_name, program, inputs))
+                lambda: opened.append(
+                    self._artifacts.open_workspace(toolchain.program_name, program, inputs if template else None)
+                )
             )
             yield opened[0]
         finally:

@@ -199,10 +199,10 @@ class SqliteStore:
 
     def _remember(self, delta: Delta) -> None:
         self._rows.apply(delta)
-        if delta.after is None and delta.before is not None:
-            self._latest.pop(delta.before.id, None)
         if delta.events and self._retention:
             self._latest[delta.events[-1].pipeline_id] = delta.events[-1]
+        elif delta.before is not None and (delta.events or delta.after is None):
+            self._latest.pop(delta.before.id, None)
 
     async def _read(self, statement: str, **parameters: Value) -> list[MonitorEvent]:
         self._refuse_if_closed()

@@ -67,7 +67,7 @@ class LogFiles:
         self._clock = clock
         self._files: dict[PipelineId, _File] = {}
         self._bells = _Bells()
-        self._trimmer = _Trimmer(max(max_bytes, 4 * GRAIN_BYTES), self._bells, self._truncate)
+        self._trimmer = _Trimmer(_at_least(max_bytes), self._bells, self._truncate)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writing = threading.Lock()
 
@@ -235,6 +235,11 @@ class LogFiles:
             with anyio.move_on_after(RESCAN_SECONDS):
                 await self._trimmer.run()
 
+    def limit(self, max_bytes: int) -> None:
+        """Keep every log within other bounds from now on. On the loop."""
+        self._trimmer.max_bytes = _at_least(max_bytes)
+        self._trimmer.look_at_all(list(self._files.values()))
+
     def _find(self) -> None:
         """Make the files known that earlier daemons left."""
         with suppress(FileNotFoundError), os.scandir(self._root) as entries:
@@ -251,6 +256,10 @@ class LogFiles:
         if loop is not None:
             with suppress(RuntimeError):  # the loop has been closed
                 loop.call_soon_threadsafe(self._trimmer.look_at_all, (file,))
+
+
+def _at_least(max_bytes: int) -> int:
+    return max(max_bytes, 4 * GRAIN_BYTES)
 
 
 @dataclass(slots=True, eq=False)
@@ -323,7 +332,7 @@ class _Trimmer:
     """Gives the front of long files back to the file system: looks often at what grows quickly, never at what rests."""
 
     def __init__(self, max_bytes: int, bells: _Bells, truncate: Callable[[_File], None]) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._bells = bells
         self._truncate = truncate
         self._schedule: Schedule[_File] = Schedule()
@@ -365,7 +374,7 @@ class _Trimmer:
         grown, file.size = found.st_size - file.size, found.st_size
         elapsed, file.looked_at = max(now - file.looked_at, 1e-3), now
         used = min(found.st_blocks * 512, found.st_size)
-        if used > self._max_bytes:
+        if used > self.max_bytes:
             await to_thread.run_sync(self._trim, file)
         elif grown <= 0 and file.interval >= SLOWEST_LOOK_SECONDS and self._bells.arm(file):
             file.resting = True
@@ -374,7 +383,7 @@ class _Trimmer:
             return
         # The quicker it grows, the sooner it is looked at again.
         speed = grown / elapsed
-        allowed = max(self._max_bytes - used, self._max_bytes / 8)
+        allowed = max(self.max_bytes - used, self.max_bytes / 8)
         wanted = allowed / speed if speed > 0 else math.inf
         file.interval = max(FASTEST_LOOK_SECONDS, min(file.interval * 2, SLOWEST_LOOK_SECONDS, wanted))
         self._look_at(file, now + file.interval)
@@ -400,7 +409,7 @@ class _Trimmer:
         try:
             fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                hole = (os.fstat(fd).st_size - self._max_bytes * 3 // 4) // GRAIN_BYTES * GRAIN_BYTES
+                hole = (os.fstat(fd).st_size - self.max_bytes * 3 // 4) // GRAIN_BYTES * GRAIN_BYTES
                 if hole > 0:
                     punch_hole(fd, 0, hole)
             finally:

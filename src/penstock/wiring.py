@@ -74,8 +74,9 @@ async def serve(settings: Settings, *, reload: Callable[[], Settings], notifier:
         tasks.start_soon(daemon.logs.run)
         tasks.start_soon(daemon.compiler.run)
         tasks.start_soon(daemon.loop.run)
-        tasks.start_soon(_serve_api, daemon)
-        tasks.start_soon(_tell_when_ready, daemon, notifier)
+        serving = anyio.Event()
+        tasks.start_soon(_serve_api, daemon, serving)
+        tasks.start_soon(_tell_when_ready, daemon, serving, notifier)
         tasks.start_soon(watchdog, notifier, lambda: daemon.loop.longest_turn_seconds() < STALLED_SECONDS)
 
         async def on_reload() -> None:
@@ -189,7 +190,11 @@ async def _stop(daemon: Daemon, row: Pipeline | None, grace_seconds: float) -> N
             return
 
 
-async def _serve_api(daemon: Daemon) -> None:
+async def _serve_api(daemon: Daemon, serving: anyio.Event) -> None:
+    def ready(address: str) -> None:
+        log.info("serving", listen=address)
+        serving.set()
+
     context = Context(
         store=daemon.store,
         toolchains=daemon.toolchains,
@@ -202,14 +207,15 @@ async def _serve_api(daemon: Daemon) -> None:
         stop_grace_seconds=lambda: daemon.settings.runner.stop_grace_seconds,
         caught_up=daemon.loop.caught_up.is_set,
     )
-    await serve_api(build_app(context), daemon.settings.api.listen, ready=lambda at: log.info("serving", listen=at))
+    await serve_api(build_app(context), daemon.settings.api.listen, ready=ready)
 
 
-async def _tell_when_ready(daemon: Daemon, notifier: Notifier) -> None:
+async def _tell_when_ready(daemon: Daemon, serving: anyio.Event, notifier: Notifier) -> None:
+    """Ready is who serves and has adopted all that was there to adopt."""
     await daemon.loop.caught_up.wait()
-    status = _status(daemon)
+    await serving.wait()
     log.info("ready", version=__version__, state_dir=str(daemon.settings.daemon.state_dir))
-    notifier.ready(status)
+    notifier.ready(_status(daemon))
 
 
 def _status(daemon: Daemon) -> str:
@@ -229,7 +235,7 @@ async def _reload(daemon: Daemon, read: Callable[[], Settings]) -> None:
     daemon.toolchains.toolchains = _toolchains(new)
     daemon.toolchains.default = new.toolchains.default
     daemon.compiler.parallel = new.toolchains.parallel
-    daemon.logs.max_bytes = new.logs.max_bytes
+    daemon.logs.limit(new.logs.max_bytes)
     daemon.store.configure(retention=new.events.retention, details_interval_seconds=new.events.details_interval_seconds)
     log.info("configuration reloaded", applied=list(applied), needs_restart=list(needs_restart))
 

@@ -57,7 +57,7 @@ class Daemon:
         self.log = home / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify_path = str(home / "notify.sock")
+        self._notify_path = str(home / f"notify-{id(self)}.sock")
         self._notify.bind(self._notify_path)
 
     # --- its life ----------------------------------------------------------------------------------------------------
@@ -130,19 +130,24 @@ class Daemon:
         self._notify.close()
 
     def processes(self) -> list[int]:
-        """Every process with this state directory in its environment: pipelines and their recorders."""
+        """Every process with this state directory in its environment, pipelines and their recorders, and their children.
+
+        A server that shows its state as its title (redis) overwrites its environment; its recorder does not.
+        """
         mark = f"={self.state_dir}/".encode()
         found: list[int] = []
+        parents: dict[int, int] = {}
         for name in os.listdir("/proc"):
             if not name.isdecimal():
                 continue
             try:
                 environ = Path(f"/proc/{name}/environ").read_bytes()
+                parents[int(name)] = int(Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
             if mark in environ and b"PENSTOCK_DEPLOYMENT_ID=" in environ:
                 found.append(int(name))
-        return found
+        return found + [pid for pid, parent in parents.items() if parent in found and pid not in found]
 
     def _end(self, number: int) -> int:
         assert self._process is not None

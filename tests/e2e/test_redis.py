@@ -19,13 +19,18 @@ pytestmark = pytest.mark.skipif(
     reason="redis-server is not installed",
 )
 
-PROGRAM = "redis-server --port 0 --unixsocket {work_dir}/redis.sock --dir {storage_dir} --save 3600 1 --daemonize no"
 CRASHES = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL", "SIGSEGV", "SIGTERM")
 
 
-def socket_of(daemon: Daemon, name: str) -> Path:
-    row = daemon.ask("GET", f"/v0/pipelines/{name}").body
-    return Path(row["deployment_resources_status_details"]["working_dir"]) / "redis.sock"
+def socket_of(daemon: Daemon) -> Path:
+    """Where the server listens; paths of unix sockets are short, those of pipelines are not."""
+    return daemon.home / "redis.sock"
+
+
+def create(daemon: Daemon) -> None:
+    options = "--port 0 --dir {storage_dir} --save 3600 1 --daemonize no"
+    program = f"redis-server {options} --unixsocket {socket_of(daemon)}"
+    daemon.create("cache", program, program_config={"toolchain": "command"})
 
 
 def redis(path: Path, *words: str, patience_seconds: float = 5.0) -> str:
@@ -46,10 +51,10 @@ def redis(path: Path, *words: str, patience_seconds: float = 5.0) -> str:
 
 
 def test_its_whole_life(daemon: Daemon) -> None:
-    daemon.create("cache", PROGRAM, program_config={"toolchain": "command"})
+    create(daemon)
     daemon.start_pipeline("cache")
     pid = daemon.process("cache")
-    path = socket_of(daemon, "cache")
+    path = socket_of(daemon)
     assert redis(path, "SET", "answer", "42") == "+OK\r\n"
 
     daemon.post("cache", "pause")
@@ -69,24 +74,24 @@ def test_its_whole_life(daemon: Daemon) -> None:
     assert row["deployment_error"] is None
     assert row["storage_status"] == "InUse"
     daemon.start_pipeline("cache")
-    assert redis(socket_of(daemon, "cache"), "GET", "answer").endswith("42\r\n")
+    assert redis(socket_of(daemon), "GET", "answer").endswith("42\r\n")
 
     daemon.stop_pipeline("cache")
     daemon.post("cache", "clear")
     daemon.until("cache", lambda p: p["storage_status"] == "Cleared")
     daemon.start_pipeline("cache")
-    assert redis(socket_of(daemon, "cache"), "GET", "answer") == "$-1\r\n"
-    assert "Ready to accept connections" in daemon.ask("GET", "/v0/pipelines/cache/logs?follow=false").body
+    assert redis(socket_of(daemon), "GET", "answer") == "$-1\r\n"
+    assert "ready to accept connections at" in daemon.ask("GET", "/v0/pipelines/cache/logs?follow=false").body
 
 
 @pytest.mark.parametrize("name", CRASHES)
 def test_each_signal_is_told_as_it_was(daemon: Daemon, name: str) -> None:
-    daemon.create("cache", PROGRAM, program_config={"toolchain": "command"})
+    create(daemon)
     daemon.start_pipeline("cache")
-    redis(socket_of(daemon, "cache"), "PING")
+    redis(socket_of(daemon), "PING")
     os.kill(daemon.process("cache"), signal.Signals[name])
     if name == "SIGHUP":  # redis ignores it
-        assert redis(socket_of(daemon, "cache"), "PING") == "+PONG\r\n"
+        assert redis(socket_of(daemon), "PING") == "+PONG\r\n"
         return
     row = daemon.until("cache", lambda p: p["deployment_status"] == "Stopped")
     if name in ("SIGTERM", "SIGINT"):  # redis shuts down in order, and says so with its exit code
@@ -99,7 +104,7 @@ def test_each_signal_is_told_as_it_was(daemon: Daemon, name: str) -> None:
 
 
 def test_stop_by_force_takes_everything(daemon: Daemon) -> None:
-    daemon.create("cache", PROGRAM, program_config={"toolchain": "command"})
+    create(daemon)
     daemon.start_pipeline("cache")
     pid = daemon.process("cache")
     daemon.stop_pipeline("cache", force=True)
@@ -110,7 +115,7 @@ def test_stop_by_force_takes_everything(daemon: Daemon) -> None:
 def test_sigterm_of_the_daemon_leaves_it(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon()
     daemon.start()
-    daemon.create("cache", PROGRAM, program_config={"toolchain": "command"})
+    create(daemon)
     daemon.start_pipeline("cache")
     pid = daemon.process("cache")
     events = daemon.events("cache")

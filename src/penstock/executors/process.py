@@ -235,7 +235,7 @@ class ProcessExecutor:
         if not program.alive:
             return await self._sight_end(row, deployment)
         pid = program.pid
-        details: JsonObject = {"process": pid}
+        details: JsonObject = {"process": pid, "working_dir": str(deployment.records.work)}
         if deployment.contract == "http":
             return await self._sight_port(row, deployment, details)
         status = RuntimeStatus.PAUSED if is_stopped(pid) else RuntimeStatus.RUNNING

@@ -150,6 +150,11 @@ class SqliteStore:
         """Have `listener` called on the loop after every create, commit and delete, in the order of the commits."""
         self._listeners.append(listener)
 
+    def configure(self, *, retention: int, details_interval_seconds: float) -> None:
+        """Obey new settings from now on; a pipeline's surplus events go with its next one."""
+        self._retention = self._writer.retention = retention
+        self._details_interval_seconds = details_interval_seconds
+
     async def check(self) -> None:
         """Raise StoreUnavailable unless the file is still there and can be read and written: it is, a few bytes."""
         await self._write(lambda rows: Delta(None, None), by=Author.DAEMON, durable=False)

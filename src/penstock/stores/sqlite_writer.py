@@ -62,7 +62,8 @@ class Writer:
         self._path = path
         self._connection = connection
         self._rows = rows
-        self._retention = retention
+        self.retention = retention
+        """May be replaced at any time; each pipeline follows at its next event."""
         self._announce = announce
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._applied: list[Delta] = []
@@ -184,9 +185,9 @@ class Writer:
             kept = int(counted["kept"] or 0)
         else:
             kept += added
-        if kept > self._retention:
-            execute(self._connection, "trim_events", {"id": pipeline_id, "excess": kept - self._retention})
-            kept = self._retention
+        if kept > self.retention:
+            execute(self._connection, "trim_events", {"id": pipeline_id, "excess": kept - self.retention})
+            kept = self.retention
         self._kept[pipeline_id] = kept
 
     def _insert_event(self, event: MonitorEvent) -> MonitorEvent:

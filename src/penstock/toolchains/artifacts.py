@@ -30,6 +30,9 @@ from penstock.model import JsonObject
 
 MANIFEST = "manifest.json"
 
+ENVIRONMENT_MARK = "pyvenv.cfg"
+"""Every Python environment has one."""
+
 ALWAYS_HASHED_BYTES = 1024 * 1024
 """A file up to this size is read again before each start; a larger one when its size, time or inode have changed."""
 
@@ -203,8 +206,14 @@ class Artifacts:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Files and links; a socket or a pipe that a tool left behind is no part of a program."""
+    """Files and links; a socket or a pipe that a tool left behind is no part of a program.
+
+    Of a Python environment, thousands of files, only what makes it one: that it is there shows that it was completed.
+    """
     for directory, names, files in os.walk(root):
+        if ENVIRONMENT_MARK in files:
+            names.clear()
+            files = [ENVIRONMENT_MARK, "bin/python"]  # noqa: PLW2901 - and nothing else of it
         for path in (Path(directory, name) for name in (*files, *names)):
             if path.is_symlink() or path.is_file():
                 yield path

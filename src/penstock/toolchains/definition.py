@@ -51,7 +51,7 @@ BUILT_IN: Mapping[str, Toolchain] = MappingProxyType(
         "python": Toolchain(
             name="python",
             check=("{python}", "-I", "-S", "{tools_dir}/python_check.py", "{program_file}"),
-            build=("{python}", "-I", "-S", "{tools_dir}/python_build.py", "{program_file}"),
+            build=("{python}", "-I", "-S", "{tools_dir}/python_build.py", "{program_file}", "{artifact_dir}"),
             run=("{python}", "{program_file}"),
             timeout_seconds=60.0,
             env=(("PYTHONUNBUFFERED", "1"),),

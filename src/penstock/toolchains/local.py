@@ -2,7 +2,8 @@
 
 Built by `wiring.py`; called by the compiler (check, build, sweep), the reconciler (verify), executors (plan) and the
 API (refuse). Templates of tools may use `{python} {tools_dir} {work_dir} {program_file} {artifact_dir} {udf_rust_file}
-{udf_toml_file} {program_config_file} {info_file}`. Must never run a program, only tools.
+{udf_toml_file} {program_config_file} {info_file}`; in `run`, `{python}` is that of `{artifact_dir}/environment` if the
+build made one. Must never run a program, only tools.
 """
 
 from __future__ import annotations
@@ -136,9 +137,10 @@ class LocalToolchains:
             hint = f"The toolchain {toolchain.name!r} runs the text of the program as a command line."
             raise _unusable(f"{error} {hint}") from error
         kept = self._artifacts.path(row.artifact)
+        own_python = kept / "artifact" / "environment" / "bin" / "python"
         contract = row.spec.program_config.get("contract")
         return RunPlan(
-            argv=fill_in(argv, {"python": self._python}),
+            argv=fill_in(argv, {"python": str(own_python) if own_python.is_file() else self._python}),
             contract=contract if isinstance(contract, str) else toolchain.contract,
             artifact_dir=str(kept / "artifact"),
             program_file=str(kept / toolchain.program_name),

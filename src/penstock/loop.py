@@ -267,7 +267,6 @@ class Loop:
             except ExecutorError as error:
                 log.warning("orphan remains", pipeline=compute.pipeline_id, error=error.fault.message)
 
-
     async def _sweep_remains(self) -> None:
         """Have what is kept of deleted pipelines removed, by a turn. Rows are read after the survey, as above."""
         for pipeline_id in await self._executor.kept():

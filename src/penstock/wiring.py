@@ -6,6 +6,7 @@ things begin and end. Must never decide anything about a pipeline.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ log = structlog.get_logger("penstock")
 STALLED_SECONDS = 300.0
 """A turn is bounded by far less; one that lasts this long means that the daemon itself hangs."""
 
+SWITCH_SECONDS = 0.0005
+"""How long a worker thread may keep the interpreter while the event loop wants it; by default it is ten times that."""
+
 ON_EXIT_EXTRA_SECONDS = 10.0
 """What pipelines get beyond their grace when the daemon stops them before it ends."""
 
@@ -70,6 +74,7 @@ async def serve(settings: Settings, *, reload: Callable[[], Settings], notifier:
     """
     daemon_settings = settings.daemon
     set_up_logging(daemon_settings.log_format, daemon_settings.log_level)
+    sys.setswitchinterval(SWITCH_SECONDS)
     async with build(settings) as daemon, anyio.create_task_group() as tasks:
         tasks.start_soon(daemon.logs.run)
         tasks.start_soon(daemon.compiler.run)

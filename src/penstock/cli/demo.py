@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +45,7 @@ def run(*, keep: bool, console: Console) -> None:
 
     Cleans up when it is interrupted or terminated, too.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _end)
     with _home() as home, _Feed(home / "input.txt") as feed:
         daemon = _Daemon(home)
         try:
@@ -54,6 +54,10 @@ def run(*, keep: bool, console: Console) -> None:
                 _serve_on(daemon, console)
         finally:
             daemon.end()
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _show(daemon: _Daemon, feed: _Feed, console: Console) -> None:
@@ -164,7 +168,7 @@ def _activity(event: Json) -> Text:
 
 
 @contextmanager
-def _home() -> Iterator[Path]:
+def _home() -> Generator[Path]:
     home = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     try:
         yield home

@@ -23,7 +23,8 @@ def main() -> None:
     offset, counts = 0, Counter[str]()
     if state_file.exists():
         saved = json.loads(state_file.read_text("utf-8"))
-        offset, counts = saved["offset"], Counter(saved["counts"])
+        offset = saved["offset"]
+        counts.update(saved["counts"])
     print(f"counting from byte {offset}, {counts.total()} words so far", flush=True)
     with open(os.environ["INPUT"], "rb") as source:
         source.seek(offset)

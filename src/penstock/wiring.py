@@ -53,7 +53,10 @@ ON_EXIT_EXTRA_SECONDS = 10.0
 class Daemon:
     """The parts of a running daemon, and the settings that it obeys at the moment."""
 
+    started_with: Settings
+    """What cannot change while it runs holds as it is here."""
     settings: Settings
+    """As last read."""
     clock: SystemClock
     store: SqliteStore
     logs: LogFiles
@@ -147,6 +150,7 @@ async def build(settings: Settings) -> AsyncGenerator[Daemon, None]:
         )
         metrics.watch(lambda: anyio.from_thread.run(store.pipelines), lambda: anyio.from_thread.run_sync(_gauges, loop))
         yield Daemon(
+            started_with=settings,
             settings=settings,
             clock=clock,
             store=store,
@@ -212,7 +216,7 @@ async def _serve_api(daemon: Daemon, serving: anyio.Event) -> None:
         stop_grace_seconds=lambda: daemon.settings.runner.stop_grace_seconds,
         caught_up=daemon.loop.caught_up.is_set,
     )
-    await serve_api(build_app(context), daemon.settings.api.listen, ready=ready)
+    await serve_api(build_app(context), daemon.started_with.api.listen, ready=ready)
 
 
 async def _tell_when_ready(daemon: Daemon, serving: anyio.Event, notifier: Notifier) -> None:
@@ -224,7 +228,7 @@ async def _tell_when_ready(daemon: Daemon, serving: anyio.Event, notifier: Notif
 
 
 def _status(daemon: Daemon) -> str:
-    return f"serving on {daemon.settings.api.listen}"
+    return f"serving on {daemon.started_with.api.listen}"
 
 
 async def _reload(daemon: Daemon, read: Callable[[], Settings]) -> None:
@@ -233,8 +237,9 @@ async def _reload(daemon: Daemon, read: Callable[[], Settings]) -> None:
     except ConfigRefused as error:
         log.error("configuration refused, nothing changed", reasons=[str(one) for one in error.refusals])
         return
-    applied, needs_restart = reloadable_changes(daemon.settings, new)
-    set_up_logging(daemon.settings.daemon.log_format, new.daemon.log_level)
+    applied, _ = reloadable_changes(daemon.settings, new)
+    _, needs_restart = reloadable_changes(daemon.started_with, new)
+    set_up_logging(daemon.started_with.daemon.log_format, new.daemon.log_level)
     daemon.settings = new
     daemon.reconciler.policy = _policy(new)
     daemon.toolchains.toolchains = _toolchains(new)

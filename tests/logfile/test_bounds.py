@@ -140,6 +140,22 @@ async def test_a_quiet_file_is_left_alone(logs: LogFiles, monkeypatch: pytest.Mo
     await until(lambda: file.resting, "rest again")
 
 
+async def test_a_write_while_the_bell_is_hung(logs: LogFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logfile, "SLOWEST_LOOK_SECONDS", 0.2)
+    arm, written = logs._bells.arm, []
+
+    def late(file: logfile._File) -> bool:
+        if not written:
+            written.append(file)
+            append(path, b"x" * 3 * MB)
+        return arm(file)
+
+    monkeypatch.setattr(logs._bells, "arm", late)
+    path = logs.path(ID)
+    await until(lambda: bool(written), "rest")
+    await until(lambda: on_disk(path) <= MB, "the log within its bound", seconds=2.0)
+
+
 async def test_no_inotify_watches_left(make: Callable[[], LogFiles], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, "no watches left")

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from penstock.logfile import BLOCK_BYTES, LogFiles, _Lines
+from penstock.logfile import BLOCK_BYTES, LogFiles, _File, _Lines
 from penstock.model import PipelineId
 from tests.core.rows import fresh
 
@@ -201,6 +201,22 @@ async def test_latency(logs: LogFiles, record_property: Callable[[str, object], 
     middle = sorted(latencies)[len(latencies) // 2]
     print(f"follow latency: p50 {middle * 1e3:.2f} ms, max {max(latencies) * 1e3:.2f} ms")
     assert middle < 0.05
+
+
+async def test_a_line_that_comes_while_the_bell_is_hung(logs: LogFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = logs.path(ID)
+    arm, written = logs._bells.arm, []
+
+    def late(file: _File) -> bool:
+        if not written:
+            written.append(file)
+            append(path, b"just before\n")
+        return arm(file)
+
+    async with following(logs) as got:
+        monkeypatch.setattr(logs._bells, "arm", late)
+        append(path, b"wakes it\n")
+        await until(lambda: got.endswith(b"just before\n"), "the line that no bell told of")
 
 
 async def test_many_notes(logs: LogFiles) -> None:

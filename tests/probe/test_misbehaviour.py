@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import resource
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -142,11 +143,16 @@ async def zipped(stream: SocketStream) -> None:
     await stream.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00")
 
 
+async def zipped_whole(stream: SocketStream) -> None:
+    body = gzip.compress(b'"Running"')
+    await stream.send(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+
 async def bad_bytes(stream: SocketStream) -> None:
     await stream.send(b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"\xff\xfe"')
 
 
-@pytest.mark.parametrize("behaviour", [closes, short, no_http, zipped, bad_bytes])
+@pytest.mark.parametrize("behaviour", [closes, short, no_http, zipped, zipped_whole, bad_bytes])
 async def test_nonsense_is_no_answer(probe: HttpProbe, behaviour: Behaviour) -> None:
     async with listener(behaviour) as location:
         got = await probe.status(location)

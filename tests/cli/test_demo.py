@@ -1,0 +1,86 @@
+"""The demo as a stranger runs it: it shows what it promises, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def demo(home: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock", "demo", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(home), "COLUMNS": "80"},
+    )
+
+
+def leftovers(home: Path) -> list[str]:
+    """Processes that know of the demo's directory."""
+    mark = str(home).encode()
+    found: list[str] = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            try:
+                told = Path(f"/proc/{name}/environ").read_bytes() + Path(f"/proc/{name}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if mark in told:
+                found.append(name)
+    return found
+
+
+def assert_nothing_left(home: Path) -> None:
+    give_up_at = time.monotonic() + 5
+    while leftovers(home):
+        assert time.monotonic() < give_up_at, leftovers(home)
+        time.sleep(0.05)
+    assert list(home.iterdir()) == []
+
+
+def test_it_shows_a_whole_life(tmp_path: Path) -> None:
+    run = demo(tmp_path)
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == 0, printed
+    for shown in ("paused", "resumed", "PipelineProcessExited", "SIGKILL", "still process", "none lost, none twice"):
+        assert shown in printed
+    history = printed[printed.index("what it does") :].splitlines()[1:]
+    assert all(len(line) <= 80 for line in history)
+    lives = [line.split()[3] for line in history if line.strip()]
+    assert [status for status in ("Provisioning", "Provisioned", "Stopping", "Stopped") if status not in lives] == []
+    assert history[-1].split()[6] == "Cleared"
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("line", [1, 3, 9])
+def test_interrupted_it_cleans_up_too(tmp_path: Path, number: int, line: int) -> None:
+    run = demo(tmp_path)
+    assert run.stdout is not None
+    for _ in range(line):
+        run.stdout.readline()
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode in (130, 143)
+    assert_nothing_left(tmp_path)
+
+
+def test_keep_serves_on_until_it_is_interrupted(tmp_path: Path) -> None:
+    run = demo(tmp_path, "--keep")
+    assert run.stdout is not None
+    while "Ctrl-C ends it" not in run.stdout.readline():
+        assert run.poll() is None
+    [home] = tmp_path.iterdir()
+    asked = [sys.executable, "-m", "penstock", "healthcheck", "--listen", f"unix:{home}/api.sock"]
+    assert subprocess.run(asked, check=False).returncode == 0
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert_nothing_left(tmp_path)

@@ -62,7 +62,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path, clock: ManualClock) -> AsyncGenerator[SqliteStore, None]:
-    async with open_sqlite(path, clock=clock) as store:
+    async with open_sqlite(path, clock=clock, retention=3) as store:
         yield store
 
 
@@ -399,7 +399,10 @@ async def test_a_row_that_another_program_changed(store: SqliteStore, path: Path
 async def fails_then_recovers(
     store: SqliteStore, clock: ManualClock, trouble: AbstractContextManager[None], word: str
 ) -> None:
-    """Many writes at once under `trouble` change nothing; when it is over, the same ones work."""
+    """Many writes at once under `trouble` change nothing; when it is over, the same ones work.
+
+    With a retention of 3, to count an event that was rolled back is to lose one.
+    """
     rows = [await store.create(new_row(clock, f"p{number}")) for number in range(20)]
     big = {"log_tail": ["x" * 100_000]}
 
@@ -469,7 +472,7 @@ async def test_a_full_disk(small_disk: Path, clock: ManualClock) -> None:
         yield
         ballast.unlink()
 
-    async with open_sqlite(small_disk / "penstock.db", clock=clock) as store:
+    async with open_sqlite(small_disk / "penstock.db", clock=clock, retention=3) as store:
         await fails_then_recovers(store, clock, trouble(), "full.*free some space")
 
         async def check_often() -> None:

@@ -68,7 +68,7 @@ class Writer:
         self._queue: SimpleQueue[Write | None] = SimpleQueue()
         self._applied: list[Delta] = []
         self._kept: dict[PipelineId, int] = {}
-        """How many events there are of a pipeline; forgotten whenever something is rolled back."""
+        """How many events there are of a pipeline. Set last of all, so that a write undone alone leaves it true."""
         self._power_safe: bool | None = None
         self._thread = Thread(target=self._run, name="sqlite-writer", daemon=True)
 
@@ -136,7 +136,6 @@ class Writer:
             meaning = self._meaning(error)
             if isinstance(meaning, StoreUnavailable):
                 raise
-            self._kept.clear()
             self._connection.execute("ROLLBACK TO one_write")
             self._connection.execute("RELEASE one_write")
             return meaning

@@ -130,7 +130,7 @@ class Daemon:
         self._notify.close()
 
     def processes(self) -> list[int]:
-        """Every process with this state directory in its environment, pipelines and their recorders, and their children.
+        """Every process with this state directory in its environment (programs, recorders), and their children.
 
         A server that shows its state as its title (redis) overwrites its environment; its recorder does not.
         """

@@ -105,7 +105,8 @@ async def test_a_compressed_body_is_refused(house: House) -> None:
 async def test_T4_a_refusal_that_lasts_is_no_5xx_that_clients_repeat() -> None:
     """Both exceptions are 503 for the clients' sake, and come without Retry-After."""
     repeated = {code for code, status in STATUSES.items() if status in (408, 429, 502, 503, 504)}
-    assert repeated == {"StoreUnavailable", "PipelineInteractionUnreachable", *WITHOUT_RETRY_AFTER}
+    passing = {"StoreUnavailable", "PipelineInteractionUnreachable", "NotReady"}
+    assert repeated - passing == WITHOUT_RETRY_AFTER
     for code in repeated:
         assert ("Retry-After" in ApiError(code, "").headers) == (code not in WITHOUT_RETRY_AFTER)
 
@@ -171,6 +172,32 @@ async def test_a_request_line_need_not_be_text(house: House) -> None:
             await stream.send(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             answer = b"".join([part async for part in stream])
         assert answer.split(b" ")[1] in (b"400", b"404"), (target, answer)
+
+
+async def test_what_is_not_even_http_is_refused_and_no_error_of_ours(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = house.address.split(":")
+    with structlog.testing.capture_logs() as logs:
+        for noise in (
+            b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+            b"GET /v0/pipelines HTTP/1.1\r\nbad header\r\n\r\n",
+            b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n",
+        ):
+            async with await anyio.connect_tcp(host, int(port)) as stream:
+                await stream.send(noise)
+                answer = b"".join([part async for part in stream])
+            assert answer.split(b" ")[1] == b"400", answer
+    assert [entry for entry in logs if entry["log_level"] != "debug"] == []
+    assert caplog.records == []
+
+
+async def test_a_get_may_be_a_head(house: House) -> None:
+    await house.create()
+    for path in ("/v0/pipelines", "/v0/pipelines/p1"):
+        answer = await house.ask("HEAD", path)
+        assert (answer.status, answer.body) == (200, b"")
+        assert int(answer.headers["Content-Length"]) > 1000
 
 
 async def test_a_mistake_of_ours_is_logged_once_and_not_shown() -> None:

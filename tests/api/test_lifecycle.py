@@ -7,6 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from penstock.model import Exit, Fault, ProgramStatus, ResourcesStatus, RuntimeStatus, StorageStatus
 from tests.api.house import Answer, House
@@ -278,7 +280,8 @@ async def test_SP1_a_forced_stop_is_accepted_in_every_state(house: House) -> Non
     await stopped()  # never started
     await start(house)
     await stopped()  # compiling
-    await house.until(deployment_status="Stopped", deployment_desired_status="Stopped")
+    status = await house.until(deployment_status="Stopped", deployment_desired_status="Stopped")
+    assert (status["deployment_initial"], status["bootstrap_policy"]) == (None, None), "the early start is cancelled"
     await house.compile()
     house.world.slow_start = True
     await start(house)
@@ -509,4 +512,38 @@ async def test_users_who_meet_never_see_a_conflict(house: House) -> None:
         "StorageStatusImmutableUnlessStopped",
         "CannotStartWhileClearingStorage",
     }
+    await house.stop()
+
+
+ACTIONS = ["start", "stop", "clear", "dismiss_error", "pause", "resume", "approve", "activate", "update_runtime"]
+PARAMETERS = ["initial", "bootstrap_policy", "silent_bootstrap", "concurrent_bootstrap", "dismiss_error", "force"]
+VALUES = [
+    "true",
+    "false",
+    "running",
+    "paused",
+    "standby",
+    "allow",
+    "",
+    "1",
+    "%00",
+    "%FF",
+    "%ED%A0%80",
+    "a&b=c",
+    "\u00fc",
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    action=st.sampled_from(ACTIONS),
+    parameters=st.lists(st.tuples(st.sampled_from(PARAMETERS), st.sampled_from(VALUES)), max_size=3),
+)
+async def test_any_request_is_accepted_or_refused(house: House, action: str, parameters: list[tuple[str, str]]) -> None:
+    """Whatever was asked before: no mistake of ours, and it can always be stopped."""
+    await house.ask("PUT", "/v0/pipelines/p1", body={"name": "p1", "program_code": ""})
+    query = "&".join(f"{key}={value}" for key, value in parameters)
+    answer = await house.post(f"/v0/pipelines/p1/{action}?{query}")
+    if answer.status not in (200, 202):
+        assert answer.status in (400, 405) or answer.error_code == "PipelineInteractionNotDeployed"
     await house.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import anyio
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.api.pipelines import ENCODER
+from penstock.api.responses import stamp
 from penstock.model import Fault, ProgramStatus, StorageStatus
 from penstock.ports import StaleRevision, StepFailed
 from penstock.testing.fake_programs import FakeToolchains
@@ -189,6 +190,13 @@ async def test_PC6_a_bad_tag_is_refused_and_leaves_nothing_behind(house: House, 
     await house.create(tags=["good"])
 
 
+async def test_PC6_a_put_that_creates_has_the_same_rules(house: House) -> None:
+    for fields, code in (({"tags": ["bad,tag"]}, "InvalidTag"), ({"description": "d" * 301}, "TooLongDescription")):
+        answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of(**fields))
+        assert (answer.status, answer.error_code) == (400, code)
+    assert await names(house) == []
+
+
 async def test_PC6_good_tags_and_the_limits(house: House) -> None:
     tags = ["a-z_0/9", "with space", "pipe|sep", "back\\slash", "dot.dot", "prod|ef4444", "k:v=1", "a" * 50]
     assert (await house.create(tags=tags, description="d" * 300))["tags"] == tags
@@ -269,6 +277,21 @@ async def test_PG1_a_name_that_is_unknown_or_illegal_is_a_404(house: House, name
         assert (answer.status, answer.error_code) == (404, "UnknownPipelineName"), (method, path)
     answer = await house.ask("PATCH", f"/v0/pipelines/{name}", body={})
     assert (answer.status, answer.error_code) == (404, "UnknownPipelineName")
+
+
+async def test_PG1_no_store_is_asked_for_a_name_that_cannot_be(house: House) -> None:
+    """A back-end may refuse to look for some text at all, NUL for one; that must not become a mistake of ours."""
+
+    def asked() -> None:
+        raise AssertionError
+
+    house.store.fault = asked
+    for name in ("%00", "a.b", "a" * 64):
+        assert (await house.get(f"/v0/pipelines/{name}")).error_code == "UnknownPipelineName"
+        assert (await house.ask("PUT", f"/v0/pipelines/{name}", body=body_of())).error_code == (
+            "CannotRenameNonExistingPipeline"
+        )
+    house.store.fault = None
 
 
 @pytest.mark.parametrize("selector", ["", "?selector=all"])
@@ -373,8 +396,18 @@ async def test_T12_T13_statuses_and_stamps_are_spelled_as_clients_parse_them(hou
         assert pipeline[key].endswith("Z"), key
         assert len(pipeline[key]) == len("2026-01-01T00:00:00.000000Z"), key
         assert datetime.fromisoformat(pipeline[key]).tzinfo is not None
-    since = pipeline["deployment_status_since"]
-    assert since == max(pipeline["deployment_resources_status_since"], pipeline["deployment_runtime_status_since"])
+    await house.post("/v0/pipelines/p1/resume")
+    status = await house.until(deployment_status="Running", deployment_desired_status="Running")
+    assert status["deployment_resources_status_since"] == pipeline["deployment_resources_status_since"]
+    assert status["deployment_runtime_status_since"] > pipeline["deployment_resources_status_since"]
+    assert status["deployment_status_since"] == status["deployment_runtime_status_since"]
+    assert status["deployment_desired_status_since"] == status["deployment_runtime_desired_status_since"]
+
+
+def test_T13_a_stamp_has_six_digits_in_utc_always() -> None:
+    assert stamp(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) == "2026-01-02T03:04:05.000000Z"
+    east = timezone(timedelta(hours=2))
+    assert stamp(datetime(2026, 1, 2, 3, 4, 5, 60, tzinfo=east)) == "2026-01-02T01:04:05.000060Z"
 
 
 async def test_runtime_details_of_old_processes_are_put_where_clients_look(house: House) -> None:
@@ -637,10 +670,11 @@ async def test_a_put_renames_what_exists_and_nothing_else(house: House) -> None:
 
 async def test_an_identical_put_changes_nothing_even_while_it_runs(house: House) -> None:
     await house.running()
-    before = await whole(house)
+    before, revision = await whole(house), (await house.row()).revision
     answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of())
     assert answer.status == 200
     assert await whole(house) == before
+    assert (await house.row()).revision == revision, "nothing was written"
 
 
 async def test_a_put_brings_the_platform_version_up(house: House) -> None:

@@ -50,13 +50,18 @@ def context_of(request: web.Request) -> Context:
     return request.app[CONTEXT]
 
 
-async def pipeline_of(request: web.Request) -> Pipeline:
-    """The pipeline that the path names. Raises ApiError UnknownPipelineName, also for a name that could never exist."""
+async def find_pipeline(request: web.Request) -> Pipeline | None:
+    """The pipeline that the path names; None when there is none. A store is not asked for what can be nobody's name."""
     context = context_of(request)
     name = request.match_info["pipeline_name"]
-    row = await context.store.find(context.tenant, name) if may_be_name(name) else None
+    return await context.store.find(context.tenant, name) if may_be_name(name) else None
+
+
+async def pipeline_of(request: web.Request) -> Pipeline:
+    """The pipeline that the path names. Raises ApiError UnknownPipelineName, also for a name that could never exist."""
+    row = await find_pipeline(request)
     if row is None:
-        raise unknown_pipeline(name)
+        raise unknown_pipeline(request.match_info["pipeline_name"])
     return row
 
 

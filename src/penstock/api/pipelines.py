@@ -10,7 +10,7 @@ from penstock import requests
 from penstock.api import query
 from penstock.api.bodies import json_object
 from penstock.api.configs import invalid_program_config
-from penstock.api.context import PIPELINE, Context, context_of, pipeline_of
+from penstock.api.context import PIPELINE, Context, context_of, find_pipeline, pipeline_of
 from penstock.api.errors import ApiError, refused
 from penstock.api.representation import SELECTABLE, Encoder, Selector
 from penstock.api.responses import encoded_response, not_modified
@@ -71,8 +71,8 @@ async def put_pipeline(request: web.Request) -> web.Response:
     spec = whole_spec(body)
     context = context_of(request)
     _check_toolchain(context, spec, body)
-    name = request.match_info["pipeline_name"]
-    if await context.store.find(context.tenant, name) is None:
+    if await find_pipeline(request) is None:
+        name = request.match_info["pipeline_name"]
         if spec.name != name:
             raise ApiError(
                 "CannotRenameNonExistingPipeline",

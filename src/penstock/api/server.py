@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 import stat
@@ -17,9 +18,9 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import hdrs, http_exceptions, web
 
-from penstock.api import lifecycle, pipelines
+from penstock.api import config, events, health, lifecycle, observe, pipelines
 from penstock.api.context import CONTEXT, Context, Handler
 from penstock.api.errors import ApiError
 from penstock.api.origins import Neighbours
@@ -57,7 +58,7 @@ def build_app(
     app[pipelines.ENCODER] = Encoder()
     app[NEIGHBOURS] = Neighbours(allowed_hosts, allowed_origins)
     app.on_response_prepare.append(_note_begun)
-    for resource in (pipelines, lifecycle):
+    for resource in (pipelines, lifecycle, events, observe, health, config):
         app.add_routes(resource.routes())
     return app
 
@@ -74,6 +75,7 @@ async def serve(app: web.Application, listen: str, *, ready: Callable[[str], Non
         access_log=None,
         auto_decompress=False,  # a compressed body is refused, or passed on as it is
         handler_cancellation=True,  # a reader that is gone ends its stream
+        logger=_server_log(),
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()
@@ -92,6 +94,25 @@ async def serve(app: web.Application, listen: str, *, ready: Callable[[str], Non
             await runner.cleanup()
 
 
+class _ServerLog(logging.Handler):
+    """Passes on what aiohttp has to say; what a client sends that is not even HTTP is no error of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log `record` as an event."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, http_exceptions.HttpProcessingError):
+            log.debug("malformed request", error=str(error))
+        else:
+            log.error("http server failed", text=record.getMessage(), exc_info=error)
+
+
+def _server_log() -> logging.Logger:
+    """A logger outside the tree of all others: nothing but log events leaves the daemon."""
+    logger = logging.Logger("penstock.api.http", logging.INFO)  # noqa: LOG001 - getLogger puts it into that tree
+    logger.addHandler(_ServerLog())
+    return logger
+
+
 # --- the frame around every request ---------------------------------------------------------------------------------
 
 
@@ -103,8 +124,7 @@ async def _frame(request: web.Request, handler: Handler) -> web.StreamResponse:
         method = request.method if request.method in _METHODS else "other"
         resource = request.match_info.route.resource
         route = "unknown" if resource is None else resource.canonical
-        metrics = request.config_dict[CONTEXT].metrics
-        metrics.request_served(method, route, response.status, time.perf_counter() - began)
+        request.app[CONTEXT].metrics.request_served(method, route, response.status, time.perf_counter() - began)
     return response
 
 
@@ -115,7 +135,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ApiError as error:
         return _failed(request, error)
     except StoreUnavailable as error:
-        log.warning("request refused, store unavailable", error=str(error), **_which(request))
+        log.debug("request refused, store unavailable", error=str(error), **_which(request))
         text = f"The store cannot be used at the moment: {error}. Pipelines keep running; try again."
         return _failed(request, ApiError("StoreUnavailable", text))
     except web.HTTPException as refusal:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 import anyio
 import pytest
@@ -329,6 +330,25 @@ async def test_a_result_for_an_outdated_program_is_dropped_though_nobody_told_of
         began = ALL_FIVE[:2] if step == "check" else ALL_FIVE[:4]
         assert await house.history(p1) == began + ALL_FIVE
         assert house.toolchains.cut_off == []
+
+
+async def test_an_edit_just_before_the_check_begins_costs_no_status_and_no_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(House()) as house:
+        commit = house.store.commit
+
+        async def edit_first(before: Pipeline, *args: Any, **kwargs: Any) -> Pipeline:
+            monkeypatch.setattr(house.store, "commit", commit)
+            house.store._listeners[:] = [house._on_change]  # and nobody tells of it
+            await house.edit(before.id, program_code="new")
+            return await commit(before, *args, **kwargs)
+
+        monkeypatch.setattr(house.store, "commit", edit_first)
+        p1 = await house.create("old")
+        await house.until(p1, S.SUCCESS)
+        assert house.toolchains.begun == [("check", "new"), ("build", "new")]
+        assert await house.history(p1) == ALL_FIVE
 
 
 @pytest.mark.parametrize("step", ["check", "build"])

@@ -113,6 +113,17 @@ async def test_a_tool_that_ends_leaves_no_child_behind_nor_waits_for_one(tmp_pat
     assert alive_in(tmp_path) == []
 
 
+async def test_a_silent_child_in_the_background_goes_with_its_tool(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "
+        "subprocess.Popen(sleep, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
+    )
+    assert (await python(code, tmp_path)).exit_code == 0
+    with anyio.fail_after(5):
+        while alive_in(tmp_path):  # the kill is sent; init reaps it
+            await anyio.sleep(0.01)
+
+
 async def test_what_holds_the_output_open_from_a_session_of_its_own_is_hunted_down(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "

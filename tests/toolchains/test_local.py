@@ -408,6 +408,8 @@ async def test_a_toolchain_that_was_taken_away(tmp_path: Path) -> None:
 async def test_a_toolchain_that_was_changed_has_its_programs_built_again(tmp_path: Path) -> None:
     toolchains = local(tmp_path, Toolchain(name="opaque"))
     row = await built(toolchains, pipeline("true", toolchain="opaque"))
+    toolchains.toolchains = {"opaque": Toolchain(name="opaque", timeout_seconds=5.0, contract="http")}
+    assert await toolchains.verify(row) is None
     toolchains.toolchains = {"opaque": Toolchain(name="opaque", env=(("A", "b"),))}
     flaw = await toolchains.verify(row)
     assert flaw is not None

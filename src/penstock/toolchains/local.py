@@ -17,7 +17,6 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import cast
 from weakref import WeakValueDictionary
@@ -39,6 +38,9 @@ INHERITED = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
 
 LONGEST_INFO_BYTES = 16 * 1024 * 1024
 """Of what a check writes to `{info_file}`: it becomes `program_info` on the row."""
+
+BUILT_FROM = ("name", "check", "build", "run", "env", "program_name", "is_command")
+"""What of a toolchain, when it is changed, has programs built again: not how long it may take or how it is read."""
 
 DIGEST_FORMAT = 1
 """Counted up when what is kept means something else than before: everything is then built again."""
@@ -181,7 +183,7 @@ class LocalToolchains:
         inputs: dict[str, object] = {
             "format": DIGEST_FORMAT,
             "interpreter": sys.implementation.cache_tag,
-            "toolchain": {field.name: getattr(toolchain, field.name) for field in fields(toolchain)},
+            "toolchain": [getattr(toolchain, name) for name in BUILT_FROM],
             "program": [spec.program_code, spec.udf_rust, spec.udf_toml, spec.program_config],
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

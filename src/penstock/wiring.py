@@ -148,7 +148,9 @@ async def build(settings: Settings) -> AsyncGenerator[Daemon, None]:
             parallel=settings.toolchains.parallel,
             metrics=metrics,
         )
-        metrics.watch(lambda: anyio.from_thread.run(store.pipelines), lambda: anyio.from_thread.run_sync(_gauges, loop))
+        metrics.watch(
+            lambda: anyio.from_thread.run(store.pipelines), lambda: anyio.from_thread.run_sync(_gauges, loop, compiler)
+        )
         yield Daemon(
             started_with=settings,
             settings=settings,
@@ -274,11 +276,13 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _gauges(loop: Loop) -> dict[str, tuple[str, float]]:
+def _gauges(loop: Loop, compiler: Compiler) -> dict[str, tuple[str, float]]:
     return {
         "penstock_reconcile_queue_depth": ("Pipelines that wait for a turn.", float(loop.depth)),
         "penstock_longest_running_turn_seconds": (
             "How long the oldest turn under way has been running.",
             loop.longest_turn_seconds(),
         ),
+        "penstock_compile_queue_depth": ("Programs that wait for a slot.", float(compiler.depth)),
+        "penstock_compiling": ("Programs that are being checked or built.", float(compiler.building)),
     }

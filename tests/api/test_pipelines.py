@@ -997,7 +997,7 @@ values = st.recursive(
 )
 config_values = st.dictionaries(
     st.sampled_from([*DEFAULT_RUNTIME_CONFIG, "other"]),
-    values | st.sampled_from([*DEFAULT_RUNTIME_CONFIG.values(), {"backend": {"name": "file"}}, {"A": "b"}]),
+    scalars | st.sampled_from([*DEFAULT_RUNTIME_CONFIG.values(), {"backend": {"name": "file"}}, {"A": "b"}]),
     max_size=4,
 )
 program_values = st.dictionaries(
@@ -1005,16 +1005,24 @@ program_values = st.dictionaries(
     values | st.sampled_from(["dev", "python", "process", "v1.2.3"]),
     max_size=3,
 )
+
+
+def mostly(good: st.SearchStrategy[Any], bad: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """One in twelve is bad, so that most bodies get past the first check."""
+    return st.integers(0, 11).flatmap(lambda draw: good if draw else bad)
+
+
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 bodies = st.fixed_dictionaries(
-    {"name": st.sampled_from(["p1", "P_2", "x-3"]) | values, "program_code": texts | values},
+    {"name": mostly(st.sampled_from(["p1", "P_2", "x-3"]), values), "program_code": mostly(plain, texts | values)},
     optional={
-        "description": texts | values,
-        "tags": st.lists(st.sampled_from(["t", "a b"]) | values, max_size=3) | values,
-        "udf_rust": texts | values,
-        "udf_toml": texts | values,
-        "runtime_config": config_values | values,
-        "program_config": program_values | values,
-        "unknown": values,
+        "description": mostly(plain, texts | values),
+        "tags": mostly(st.lists(st.sampled_from(["t", "a b"]), max_size=3), st.lists(values, max_size=3) | values),
+        "udf_rust": mostly(plain, texts | values),
+        "udf_toml": mostly(plain, texts | values),
+        "runtime_config": mostly(config_values, values),
+        "program_config": mostly(program_values, values),
+        "unknown": mostly(plain, values),
     },
 )
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -285,6 +285,15 @@ async def test_a_lower_retention_holds_from_the_next_write(path: Path, clock: Ma
         assert await store.latest_event(row.id) is None
 
 
+async def test_new_bounds_are_obeyed_from_the_next_event(store: SqliteStore, clock: ManualClock) -> None:
+    row = await store.create(new_row(clock))
+    for retention, kept in ((5, [5, 4, 3, 2, 1]), (2, [6, 5])):
+        store.configure(retention=retention, details_interval_seconds=0)
+        while row.revision < kept[0]:
+            row = await commit(store, clock, row, detailed(row, row.revision), by=Author.DAEMON)
+        assert [event.sequence for event in await store.events(row.id)] == kept
+
+
 # --- what it refuses to open ------------------------------------------------------------------------------------------
 
 

@@ -178,15 +178,16 @@ class Writer:
 
     def _trim(self, pipeline_id: PipelineId, added: int) -> None:
         """Remove the oldest events that `added` ones make too many. Counting each time would cost most of a write."""
+        retention = self.retention  # once: the loop may replace it meanwhile
         kept = self._kept.get(pipeline_id)
         if kept is None:
             (counted,) = fetch(self._connection, "count_events", id=pipeline_id)
             kept = int(counted["kept"] or 0)
         else:
             kept += added
-        if kept > self.retention:
-            execute(self._connection, "trim_events", {"id": pipeline_id, "excess": kept - self.retention})
-            kept = self.retention
+        if kept > retention:
+            execute(self._connection, "trim_events", {"id": pipeline_id, "excess": kept - retention})
+            kept = retention
         self._kept[pipeline_id] = kept
 
     def _insert_event(self, event: MonitorEvent) -> MonitorEvent:

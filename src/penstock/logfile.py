@@ -242,11 +242,17 @@ class LogFiles:
 
     def _find(self) -> None:
         """Make the files known that earlier daemons left."""
-        with suppress(FileNotFoundError), os.scandir(self._root) as entries:
-            for entry in entries:
-                path = self._root / entry.name / "logs" / "pipeline.log"
-                if path.exists():
-                    self._know(PipelineId(entry.name), path)
+        try:
+            names = os.listdir(self._root)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            log.warning("log files of earlier daemons cannot be found", path=str(self._root), error=str(error))
+            return
+        for name in names:
+            path = self._root / name / "logs" / "pipeline.log"
+            if _stat(str(path)) is not None:
+                self._know(PipelineId(name), path)
 
     def _know(self, pipeline_id: PipelineId, path: Path) -> None:
         if pipeline_id in self._files:
@@ -354,8 +360,10 @@ class _Trimmer:
     async def run(self) -> None:
         """Look at each file when its time has come; runs until cancelled."""
         while True:
-            for file in self._schedule.take(_now()):
-                self._schedule.done(file)
+            due = self._schedule.take(_now())
+            for file in due:
+                self._schedule.done(file)  # all at once: a cancelled pass leaves none that cannot be added again
+            for file in due:
                 await self._look(file)
             next_at = self._schedule.next_at()
             self._news = asyncio.Event()
@@ -366,9 +374,8 @@ class _Trimmer:
 
     async def _look(self, file: _File) -> None:
         now = _now()
-        try:
-            found = os.stat(file.path)
-        except OSError:
+        found = _stat(file.path)
+        if found is None:
             file.resting = True
             return
         grown, file.size = found.st_size - file.size, found.st_size
@@ -378,7 +385,8 @@ class _Trimmer:
             await to_thread.run_sync(self._trim, file)
         elif grown <= 0 and file.interval >= SLOWEST_LOOK_SECONDS and self._bells.arm(file):
             file.resting = True
-            if os.stat(file.path).st_size != file.size:
+            again = _stat(file.path)
+            if again is not None and again.st_size != file.size:
                 self._rung(file)  # written to before the bell hung
             return
         # The quicker it grows, the sooner it is looked at again.
@@ -405,27 +413,33 @@ class _Trimmer:
             self._look_at(file, file.looked_at + PASS_SECONDS)
 
     def _trim(self, file: _File) -> None:
-        """Cut `file` down to three quarters of the bound. For a worker thread."""
+        """Cut `file` down to three quarters of the bound; if that fails, the next look tries again. For a thread."""
         try:
-            fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                hole = (os.fstat(fd).st_size - self.max_bytes * 3 // 4) // GRAIN_BYTES * GRAIN_BYTES
-                if hole > 0:
-                    punch_hole(fd, 0, hole)
-            finally:
-                os.close(fd)
+            if not self._punch(file.path) and not _has_writer(file.path):
+                self._truncate(file)
         except FileNotFoundError:
             pass
         except OSError as error:
+            log.warning("log file cannot be trimmed", path=file.path, error=str(error))
+
+    def _punch(self, path: str) -> bool:
+        """Punch a hole at the front; False where the file system has none. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            hole = (os.fstat(fd).st_size - self.max_bytes * 3 // 4) // GRAIN_BYTES * GRAIN_BYTES
+            if hole > 0:
+                punch_hole(fd, 0, hole)
+        except OSError as error:
             if error.errno not in _NO_HOLES:
-                log.warning("log file cannot be trimmed", path=file.path, error=str(error))
-                return
+                raise
             if not self._said:
                 self._said = True
                 text = "the file system has no holes, long log files are emptied while no process writes to them"
-                log.warning(text, path=file.path, error=str(error))
-            if not _has_writer(file.path):
-                self._truncate(file)
+                log.warning(text, path=path, error=str(error))
+            return False
+        finally:
+            os.close(fd)
+        return True
 
 
 class _Lines:
@@ -492,6 +506,13 @@ def _open_to_append(path: Path, *, create: bool) -> int:
     for directory in (path.parent.parent.parent, path.parent.parent, path.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return os.open(path, flags, 0o600)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _now() -> float:

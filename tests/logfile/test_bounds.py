@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -229,3 +230,48 @@ async def test_forgotten_files_are_not_looked_at(logs: LogFiles) -> None:
     for pipeline_id in ids:
         logs.forget(pipeline_id)
     assert not logs._files
+
+
+async def test_a_pass_that_is_cut_short_forgets_nobody(logs: LogFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logfile, "RESCAN_SECONDS", 0.05)
+    ids = [PipelineId(f"p-{number}") for number in range(10)]
+    trim = logs._trimmer._trim
+
+    def slow(file: logfile._File) -> None:
+        time.sleep(0.06)
+        trim(file)
+
+    with monkeypatch.context() as slowed:
+        slowed.setattr(logs._trimmer, "_trim", slow)
+        for pipeline_id in ids:
+            append(logs.path(pipeline_id), b"x\n" * MB)
+        await until(lambda: on_disk(logs.path(ids[0])) <= MB, "the first pass under way")
+    await until(lambda: all(on_disk(logs.path(each)) <= MB for each in ids), "each log within its bound")
+
+
+async def test_no_failure_of_the_disk_ends_the_keeping(
+    logs: LogFiles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = PipelineId("gone-while-looked-at")
+    arm = logs._bells.arm
+
+    def removed(file: logfile._File) -> bool:
+        armed = arm(file)
+        if file.pipeline_id == other:
+            os.unlink(file.path)
+        return armed
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk is dying")
+
+    monkeypatch.setattr(logfile, "SLOWEST_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(logs._bells, "arm", removed)
+    gone = logs.path(other)
+    await until(lambda: not os.path.exists(gone), "the file removed while it was looked at")
+    path = logs.path(ID)
+    with monkeypatch.context() as dying:
+        dying.setattr(logfile, "punch_hole", broken)
+        append(path, b"x\n" * MB)
+        looked_at = logs._files[ID].looked_at
+        await until(lambda: logs._files[ID].looked_at > looked_at + 0.2, "some looks")
+    await until(lambda: on_disk(path) <= MB, "the log within its bound, now that the disk is well")

@@ -58,7 +58,7 @@ def build_app(
     app[pipelines.ENCODER] = Encoder()
     app[NEIGHBOURS] = Neighbours(allowed_hosts, allowed_origins)
     app.on_response_prepare.append(_note_begun)
-    for resource in (pipelines, lifecycle, events, observe, health, config):
+    for resource in (pipelines, events, lifecycle, observe, health, config):
         app.add_routes(resource.routes())
     return app
 

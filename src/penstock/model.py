@@ -363,8 +363,8 @@ class Ready:
 class Ended:
     """The main process is gone.
 
-    `leftovers`: others of the deployment are still alive. `completed`: this is how such a program ends when its work is
-    done. `fault`: what ended it, where that was not the process itself (`HostRestarted`).
+    `leftovers`, looked for only while Stopping: others of the deployment are still alive. `completed`: this is how
+    such a program ends when its work is done. `fault`: what ended it, where that was not the process itself (`HostRestarted`).
     """
 
     exit: Exit

@@ -88,6 +88,9 @@ RECHECK_SECONDS = 0.1
 STEER_SECONDS, STEER_PAUSE_SECONDS = 1.0, 0.001
 """How long a stop of all threads may take; the kernel tells nobody but the parent of it, so it is looked for."""
 
+STOP_ATTEMPT_SECONDS = 0.05
+"""How long one attempt at a stop may take."""
+
 LOG_TAIL_LINES = 20
 
 THREADS, CLEARING_THREADS = 8, 2
@@ -292,7 +295,8 @@ class ProcessExecutor:
             if final:
                 deployment.exit = end
         leftovers = False
-        if not deployment.gone:
+        # A look at all processes takes milliseconds: an end is told first, what else lives is for the stop to know.
+        if not deployment.gone and row.resources_status is ResourcesStatus.STOPPING:
             keeper = deployment.program.recorder
             writing = {keeper.pid} if keeper is not None and keeper.alive else set[int]()
             leftovers = bool(await self._killer.alive(deployment) - writing)
@@ -332,7 +336,7 @@ class ProcessExecutor:
             case SteerRuntime():
                 await self._steer(row, compute, effect.target)
             case StopCompute():
-                await self._stop(compute)
+                await self._stop(compute, forbid=True)
 
     async def _provision(self, row: Pipeline, compute: Compute) -> None:
         former = self._latest.get(compute.pipeline_id)
@@ -349,8 +353,7 @@ class ProcessExecutor:
             if deployment is None:
                 return
             if row.runtime_intent is RuntimeDesired.PAUSED and deployment.contract == "process":
-                await _is_stopped_soon(deployment.program, stopped=True)
-            await self._write(lambda: home.delete_earlier(compute.deployment_id))
+                await _is_stopped_soon(deployment.program, STEER_SECONDS, stopped=True)
         except OSError as error:
             raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
 
@@ -383,6 +386,8 @@ class ProcessExecutor:
                 f"The program cannot be begun: {error}. Correct its command or its environment.", retry=False
             ) from error
         self._loop.call_soon_threadsafe(self._mind, child)
+        with suppress(OSError):  # meanwhile the shell makes its claim; what remains is deleted at the next start
+            home.delete_earlier(records)
         return child
 
     def _launch(self, row: Pipeline, records: Records, prepared: Prepared, lock: int) -> Recorder:
@@ -474,11 +479,10 @@ class ProcessExecutor:
         try:
             match target:
                 case RuntimeDesired.PAUSED:
-                    program.signal_group(signal.SIGSTOP)
-                    done = await _is_stopped_soon(program, stopped=True)
+                    done = await _stop_for_now(program)
                 case RuntimeDesired.RUNNING:
                     program.signal_group(signal.SIGCONT)
-                    done = await _is_stopped_soon(program, stopped=False)
+                    done = await _is_stopped_soon(program, STEER_SECONDS, stopped=False)
                 case RuntimeDesired.SUSPENDED:
                     # Recorded first: whoever sees the end must know that it was asked for.
                     await self._write(found.records.write_told_to_end)
@@ -495,23 +499,22 @@ class ProcessExecutor:
 
     # --- stop ---------------------------------------------------------------------------------------------------------
 
-    async def _stop(self, compute: Compute) -> None:
-        """Kill everything of a deployment, and see to it that nothing of it can begin."""
-        home = self._home(compute.pipeline_id)
+    async def _stop(self, compute: Compute, *, forbid: bool) -> None:
+        """Kill everything of a deployment; with `forbid`, see to it that nothing of it can begin."""
         try:
-            deployment = self._known.get(compute.deployment_id) or await self._forbidden(compute)
+            deployment = self._known.get(compute.deployment_id)
+            if deployment is None:
+                records = self._home(compute.pipeline_id).records(compute.deployment_id)
+                if forbid:
+                    await self._write(records.forbid)
+                facts = await self._read(records.read)
+                restarted = facts.host is not None and facts.host != self._host
+                deployment = self._adopt(compute, records, facts, facts.claim or Claim(), restarted=restarted)
             if not deployment.gone:
-                await self._killer.kill(deployment, home)
+                await self._killer.kill(deployment, self._home(compute.pipeline_id))
                 self._close(deployment)
         except OSError as error:
             raise cannot_stop(f"The deployment could not be stopped: {error}.") from error
-
-    async def _forbidden(self, compute: Compute) -> Deployment:
-        records = self._home(compute.pipeline_id).records(compute.deployment_id)
-        await self._write(records.forbid)
-        facts = await self._read(records.read)
-        restarted = facts.host is not None and facts.host != self._host
-        return self._adopt(compute, records, facts, facts.claim or Claim(), restarted=restarted)
 
     # --- clear, forget ------------------------------------------------------------------------------------------------
 
@@ -555,7 +558,7 @@ class ProcessExecutor:
 
     async def discard(self, compute: Compute) -> None:
         """Kill what `survey` found and no row knows. Raises ExecutorError."""
-        await self._stop(compute)
+        await self._stop(compute, forbid=False)
         self._drop(compute.deployment_id)
 
     async def events(self) -> AsyncGenerator[PipelineId, None]:
@@ -654,9 +657,25 @@ def _first_leader(pids: list[int]) -> Claim | None:
     return min(found, key=lambda claim: claim.start_ticks, default=None)
 
 
-async def _is_stopped_soon(program: Program, *, stopped: bool) -> bool:
+async def _stop_for_now(program: Program) -> bool:
+    """Stop the program's group; False if that takes too long.
+
+    A stop that comes while a child is between vfork and exec stops the child, and leaves its parent waiting for it, not
+    stopped itself: then they are let go, and stopped again.
+    """
+    give_up_at = anyio.current_time() + STEER_SECONDS
+    while anyio.current_time() < give_up_at:
+        program.signal_group(signal.SIGSTOP)
+        if await _is_stopped_soon(program, STOP_ATTEMPT_SECONDS, stopped=True):
+            return True
+        program.signal_group(signal.SIGCONT)
+        await anyio.sleep(STEER_PAUSE_SECONDS)
+    return False
+
+
+async def _is_stopped_soon(program: Program, seconds: float, *, stopped: bool) -> bool:
     """Wait until the program is stopped, or goes on; False if that takes too long. An ended one is anything."""
-    with anyio.move_on_after(STEER_SECONDS):
+    with anyio.move_on_after(seconds):
         while program.alive and is_stopped(program.pid) is not stopped:  # noqa: ASYNC110 - only its parent is told
             await anyio.sleep(STEER_PAUSE_SECONDS)
         return True

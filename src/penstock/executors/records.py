@@ -72,7 +72,7 @@ class Records:
 
     def make(self) -> None:
         """Make the directories; nothing if they exist."""
-        self.work.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        make_private(self.work)
 
     def read(self) -> Facts:
         """Everything that is recorded; what is missing or damaged reads as None."""
@@ -97,7 +97,7 @@ class Records:
 
     def forbid(self) -> None:
         """Claim the deployment for nobody, so that a spawn that lands late does not begin. Nothing if it is claimed."""
-        self.root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        make_private(self.root)
         with suppress(FileExistsError):
             fd = os.open(self.claim_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb", buffering=0) as file, suppress(OSError):  # empty says the same
@@ -123,7 +123,7 @@ class Records:
     def write_ending(self, ending: Ending) -> None:
         """Record the exact wait status that was seen."""
         at = None if ending.at is None else ending.at.isoformat()
-        self.root.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        make_private(self.root)
         _write(self.root / "ended.json", json.dumps({"wait_status": ending.wait_status, "at": at}))
 
     def read_ending(self) -> Ending:
@@ -165,6 +165,18 @@ class Records:
                 return contract
             case _:
                 return None
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, and those missing above it, for this user only; nothing if it exists."""
+    try:
+        directory.mkdir(mode=PRIVATE)
+    except FileNotFoundError:
+        make_private(directory.parent)
+        directory.mkdir(mode=PRIVATE, exist_ok=True)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
 
 
 def _read(path: Path, longest: int = _LONGEST_RECORD_BYTES) -> bytes | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from penstock import linux
-from penstock.executors.records import PRIVATE, Records
+from penstock.executors.records import PRIVATE, Records, make_private
 from penstock.model import DeploymentId, PipelineId
 
 _LOWEST_LOCK_DESCRIPTOR = 10
@@ -48,7 +48,7 @@ class Home:
 
     def make(self) -> None:
         """Make the storage directory; nothing if it exists."""
-        self.storage.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        make_private(self.storage)
 
     @contextmanager
     def locked(self) -> Generator[int]:
@@ -99,10 +99,10 @@ class Home:
             delete(self._trash)
             _sync(self.root)
 
-    def delete_earlier(self, current: DeploymentId) -> None:
-        """Delete the directories of other deployments than `current`."""
+    def delete_earlier(self, current: Records) -> None:
+        """Delete the directories of other deployments than the one whose records are `current`."""
         for name in _names(self._deployments):
-            if name != current:
+            if name != current.root.name:
                 delete(self._deployments / name)
 
     def exists(self) -> bool:

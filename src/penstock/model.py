@@ -337,7 +337,8 @@ class Exit:
 class Absent:
     """Nothing of this deployment was ever spawned: to provision it now makes the one copy that there will be.
 
-    After StopCompute it is Ended, and nothing of it can appear any more. `storage_remains` is looked at only while storage is Clearing.
+    After StopCompute it is Ended, and nothing of it can appear any more. `storage_remains` is looked at only while
+    storage is Clearing.
     """
 
     storage_remains: bool = False
@@ -364,7 +365,8 @@ class Ended:
     """The main process is gone.
 
     `leftovers`, looked for only while Stopping: others of the deployment are still alive. `completed`: this is how
-    such a program ends when its work is done. `fault`: what ended it, where that was not the process itself (`HostRestarted`).
+    such a program ends when its work is done. `fault`: what ended it, where that was not the process itself
+    (`HostRestarted`).
     """
 
     exit: Exit

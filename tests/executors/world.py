@@ -56,8 +56,9 @@ class ProcessWorld:
         self.home = home
         self.state_dir = home / "state"
         self.births = home / "births"
-        self.births.mkdir()
-        os.mkfifo(self.births / "never")
+        self.births.mkdir(exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkfifo(self.births / "never")
         self.clock = SystemClock()
         self.instance_id = self.clock.new_id()
         self.toolchains = Plans()

@@ -258,7 +258,7 @@ async def test_a_program_that_cannot_be_executed_after_all(world: ProcessWorld, 
     await executor.perform(row, Provision())
     sighting = await ended(executor, row)
     assert sighting.exit.code == 127
-    assert "not found" in sighting.exit.log_tail[-1]
+    assert "No such file" in sighting.exit.log_tail[-1]
     assert str(broken) in sighting.exit.log_tail[-1]
 
 

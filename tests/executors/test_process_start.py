@@ -258,14 +258,14 @@ async def test_a_spawn_that_lands_after_a_stop_begins_nothing(world: ProcessWorl
     assert isinstance(await executor.look(stopping(row)), Ended)
 
 
-async def test_a_spawn_under_way_is_neither_absent_nor_lost(world: ProcessWorld, executor: ProcessExecutor) -> None:
+async def test_a_spawn_under_way_is_neither_absent_nor_lost(
+    world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its daemon was killed, and its shell has been stopped before it came to the claim."""
     row = world.provisioning()
     begun = launch(world, row)
-    gate = world.home / "setsid"
-    gate.write_text('#!/bin/sh\nkill -STOP $$\nexec /usr/bin/setsid "$@"\n')
-    gate.chmod(0o755)
-    shell = recorder.spawn(replace(begun, setsid=str(gate)))
+    monkeypatch.setattr(recorder, "SCRIPT", "kill -STOP $$\n" + recorder.SCRIPT)
+    shell = recorder.spawn(begun)
     os.close(begun.output)
     await until(lambda: any(is_stopped(pid) for pid in world.members(deployment(row))))
     assert isinstance(await executor.look(row), Starting)
@@ -389,9 +389,9 @@ async def test_a_claim_that_cannot_be_filled_in_is_tried_again(
     world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = world.provisioning()
-    full = recorder.BEGIN.replace('>>"$1"', ">>/dev/full")
+    full = recorder.SCRIPT.replace('>>"$0/claim"', ">>/dev/full")
     with monkeypatch.context() as patched:
-        patched.setattr(recorder, "BEGIN", full)
+        patched.setattr(recorder, "SCRIPT", full)
         with pytest.raises(ExecutorError, match="is the disk full") as refused:
             await executor.perform(row, Provision())
     assert refused.value.retry

@@ -171,7 +171,7 @@ def zombies() -> list[int]:
 
 
 def _is_program(pid: int) -> bool:
-    """Not one of the two shells, unless it waits to be let go."""
+    """Not a recorder, nor on its way to become a program, unless it waits to be let go."""
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

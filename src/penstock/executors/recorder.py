@@ -1,8 +1,8 @@
 """Begins a program so that its end is recorded though no daemon may live to see it, and so that it begins only once.
 
-Called by the process executor, in a thread. Two shells, both POSIX `sh` without a line of the user's text in them:
-the recorder, in a session of its own, waits for the program and writes its exit code down (about 0.1 MB); the other
-one claims the deployment and becomes the program. Must never be given a command line to interpret: programs are
+Called by the process executor, in a thread. One POSIX shell, without a line of the user's text in it, is the recorder:
+in a session of its own it waits for the program and writes its exit code down (about 0.1 MB). Its child claims the
+deployment, and becomes the program in another session. Must never be given a command line to interpret: programs are
 words, passed through `"$@"`.
 
 Why it is so: signals to the program's group do not reach the recorder, no trap changes what the program inherits, and
@@ -25,28 +25,26 @@ CLAIM_NOT_WRITTEN = 122
 
 _SHELL = "/bin/sh"
 
-RECORD = """
+SCRIPT = f"""
 exec 3>&2 2>/dev/null
-"$@"
+(
+  exec 2>&3 3>&-
+  ulimit -S -n "$1"
+  set -C
+  {{ true >"$0/claim"; }} 2>/dev/null || exit {LOST}
+  read -r PENSTOCK_CLAIM </proc/self/stat && echo "$PENSTOCK_CLAIM" >>"$0/claim" || exit {CLAIM_NOT_WRITTEN}
+  [ "$2" = stopped ] && kill -STOP "${{PENSTOCK_CLAIM%% *}}"
+  shift 2
+  exec "$@"
+)
 code=$?
 read -r pid name state parent rest <"$0/claim" && [ "$parent" = $$ ] && echo $code >"$0/exit"
 exit $code
 """
-"""$0: the deployment's directory. The claim names the recorder that waits: one that lost the race records nothing.
-The shell's own remarks ("Killed") are not the program's, so they go nowhere."""
-
-BEGIN = f"""
-exec 2>&3 3>&-
-ulimit -S -n "$2"
-set -C
-{{ true >"$1"; }} 2>/dev/null || exit {LOST}
-read -r PENSTOCK_CLAIM </proc/self/stat && echo "$PENSTOCK_CLAIM" >>"$1" || exit {CLAIM_NOT_WRITTEN}
-[ "$3" = stopped ] && kill -STOP $$
-shift 3
-exec "$@"
-"""
-"""$1: the claim, $2: the soft limit of descriptors, $3: `stopped` to stop before the program's first instruction.
-The one variable has a name that no environment of a pipeline may use, so nothing of theirs is overwritten."""
+"""$0: the deployment's directory, $1: the soft limit of descriptors, $2: `stopped` to stop before the program's first
+instruction; then setsid(1) and the program. The claim names the recorder that waits: one that lost the race records
+nothing. The shell's own remarks ("Killed") are not the program's, so they go nowhere. Until the program's environment
+is passed on, the one variable has a name that no pipeline may use, so that nothing of theirs is overwritten."""
 
 
 class Recorder(subprocess.Popen[bytes]):
@@ -77,11 +75,10 @@ def spawn(launch: Launch) -> Recorder:
 
     Raises OSError, and ValueError for words that no process can have (a NUL in them).
     """
-    directory = str(launch.directory)
-    begin = [_SHELL, "-c", BEGIN, "penstock", f"{directory}/claim", launch.soft_nofile]
     stopped = "stopped" if launch.stopped else ""
+    words = [launch.soft_nofile, stopped, launch.setsid, *_with_odd_names(launch.argv, launch.env)]
     return Recorder(
-        [_SHELL, "-c", RECORD, directory, launch.setsid, *begin, stopped, *_with_odd_names(launch.argv, launch.env)],
+        [_SHELL, "-c", SCRIPT, str(launch.directory), *words],
         stdin=subprocess.DEVNULL,
         stdout=launch.output,
         stderr=launch.output,
@@ -93,9 +90,9 @@ def spawn(launch: Launch) -> Recorder:
 
 
 def is_unbegun(command_line: bytes) -> bool:
-    """Tell whether a process is one of the two shells, not yet or never a program."""
+    """Tell whether a process is a recorder, or a child of it that has not become the program yet."""
     words = command_line.split(b"\0")
-    return len(words) > 2 and words[1] == b"-c" and words[2] in (os.fsencode(RECORD), os.fsencode(BEGIN))
+    return len(words) > 2 and words[1] == b"-c" and words[2] == os.fsencode(SCRIPT)
 
 
 def _with_odd_names(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:

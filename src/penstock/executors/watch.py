@@ -75,19 +75,36 @@ class Watched:
     def signal(self, number: int) -> None:
         """Signal it; nothing if it has ended."""
         if self.pidfd >= 0:
-            _signal(self.pidfd, number, 0)
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def signal_group(self, number: int) -> None:
-        """Signal every process of the group that it leads, also after its own end; nothing if there is none."""
+        """Signal every process of the group that it leads, also after its own end; nothing if there is none.
+
+        One that was begun a moment ago does not lead its group yet: then it is signalled alone.
+        """
         if self.pidfd < 0:
             return
+        if not self._signal_group(number):
+            self.signal(number)
+            self._signal_group(number)  # if it has become a group meanwhile
+
+    def _signal_group(self, number: int) -> bool:
         try:
-            _signal(self.pidfd, number, _WHOLE_GROUP)
+            signal.pidfd_send_signal(self.pidfd, number, None, _WHOLE_GROUP)
+        except ProcessLookupError:
+            return False
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            if self.alive:  # an older kernel; while it lives nobody else can have its number
+            # An older kernel. While it lives, or is not reaped, nobody else can have its number.
+            if not self.alive:
+                return True
+            with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
+                return True
+            return False
+        return True
 
     def close(self) -> None:
         """Stop watching. Idempotent."""
@@ -205,8 +222,3 @@ async def all_ended(processes: list[Watched], seconds: float) -> bool:
             await process.ended.wait()
         return True
     return all(not process.alive for process in processes)
-
-
-def _signal(pidfd: int, number: int, flags: int) -> None:
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, number, None, flags)

@@ -267,10 +267,10 @@ class Pipeline:
 
     @property
     def deployment_desired_status(self) -> str:
-        """The combined desired status (contract.md section 1.2)."""
+        """The combined desired status (contract.md section 1.2). No client knows one that is called Coordination."""
         if self.resources_desired is ResourcesDesired.STOPPED:
             return ResourcesDesired.STOPPED.value
-        if self.runtime_desired is not None:
+        if self.runtime_desired not in (None, RuntimeDesired.COORDINATION):
             return self.runtime_desired.value
         if self.deployment_initial is not None:
             return self.deployment_initial.desired.value

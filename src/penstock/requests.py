@@ -214,10 +214,16 @@ def edit(row: Pipeline, spec: Spec, *, platform_version: str, bump: bool, now: d
     `bump` brings `platform_version` up even if nothing else changes. Returns `row` itself when nothing differs.
     """
     before = row.spec
-    metadata_only = replace(before, description=spec.description, tags=spec.tags)
     bumped = bump and row.platform_version != platform_version
-    core = spec != metadata_only or bumped
-    if not core:
+    program_changed = bumped or any(
+        (
+            spec.program_code != before.program_code,
+            spec.udf_rust != before.udf_rust,
+            spec.udf_toml != before.udf_toml,
+            _differ(before.program_config, spec.program_config),
+        )
+    )
+    if not (program_changed or spec.name != before.name or _differ(before.runtime_config, spec.runtime_config)):
         return row if spec == before else replace(row, spec=spec)
     if not row.is_fully_stopped:
         return Refusal(
@@ -231,14 +237,6 @@ def edit(row: Pipeline, spec: Spec, *, platform_version: str, bump: bool, now: d
             f"{', '.join(guarded)} can be changed only when storage is Cleared; clear the pipeline's storage first.",
             {"not_allowed": guarded},
         )
-    program_changed = bumped or any(
-        (
-            spec.program_code != before.program_code,
-            spec.udf_rust != before.udf_rust,
-            spec.udf_toml != before.udf_toml,
-            spec.program_config != before.program_config,
-        )
-    )
     if not program_changed:
         return replace(row, spec=spec, version=row.version + 1, refresh_version=row.refresh_version + 1)
     edited = replace(
@@ -271,9 +269,20 @@ def _guarded_changes(before: Spec, after: Spec) -> list[str]:
     configs = [
         f"`runtime_config.{'.'.join(path)}`"
         for path in GUARDED_RUNTIME_FIELDS
-        if _at(before.runtime_config, path) != _at(after.runtime_config, path)
+        if _differ(_at(before.runtime_config, path), _at(after.runtime_config, path))
     ]
     return names + configs
+
+
+def _differ(before: JsonValue, after: JsonValue) -> bool:
+    """Compare as JSON does: for Python, true is 1 as well, and such an edit would be lost."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        old, new = cast("JsonObject", before), cast("JsonObject", after)
+        return old.keys() != new.keys() or any(_differ(old[key], new[key]) for key in old)
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        olds, news = cast("list[JsonValue]", before), cast("list[JsonValue]", after)
+        return len(olds) != len(news) or any(map(_differ, olds, news))
+    return before != after or isinstance(before, bool) is not isinstance(after, bool)
 
 
 def _at(config: JsonObject, path: tuple[str, ...]) -> JsonValue:

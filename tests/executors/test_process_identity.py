@@ -32,7 +32,7 @@ def forge(world: ProcessWorld, row: Pipeline, claim: bytes, *, host: str | None 
     """Leave records as an earlier daemon might have."""
     records = world.records(row)
     records.make()
-    records.write_spawn(host=host or linux.host_id(), contract="process", argv=("sleep",), config={})
+    records.write_origin(host=host or linux.host_id(), contract="process", config={})
     records.claim_file.write_bytes(claim)
 
 

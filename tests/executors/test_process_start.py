@@ -57,17 +57,16 @@ async def output(world: ProcessWorld, executor: ProcessExecutor, row: Pipeline) 
 # --- what it gets -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_environment_is_clean(
-    world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_environment_is_clean(world: ProcessWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SECRET", "NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "PENSTOCK_API__KEY", "PYTHONPATH"):
         monkeypatch.setenv(name, "planted")
     monkeypatch.setenv("LC_TIME", "C.UTF-8")
     row = world.running_argv("env", "-0")
     env = {"OWN": "a\nb", "spark.master": "x y", "PENSTOCK_INSTANCE_ID": "forged", "code": "9"}
     row = replace(row, spec=replace(row.spec, runtime_config={"env": env}))
-    await executor.perform(row, Provision())
-    await seen(executor, row, Ended)
+    async with world.open() as executor:
+        await executor.perform(row, Provision())
+        await seen(executor, row, Ended)
     text = printed(world, row)
     got = dict(word.split("=", 1) for word in text.split("\0") if word)
     records, home = world.records(row), world.state_dir / "pipelines" / row.id

@@ -35,9 +35,19 @@ class Prepared:
 
 
 def prepare(
-    row: Pipeline, plan: RunPlan, *, home: Home, records: Records, instance_id: str, bind_address: str
+    row: Pipeline,
+    plan: RunPlan,
+    *,
+    home: Home,
+    records: Records,
+    instance_id: str,
+    bind_address: str,
+    environment: Mapping[str, str],
 ) -> Prepared:
-    """Work out what to begin. Raises ExecutorError (no retry) when it can not be begun."""
+    """Work out what to begin; the program's environment adds to `environment`.
+
+    Raises ExecutorError (no retry) when it cannot be begun.
+    """
     if plan.contract not in CONTRACTS:
         raise cannot(f"Contract {plan.contract!r} is unknown; it must be one of {', '.join(CONTRACTS)}.", retry=False)
     policy = row.bootstrap.policy if row.bootstrap is not None else BootstrapPolicy.AWAIT_APPROVAL
@@ -59,7 +69,7 @@ def prepare(
         "PENSTOCK_PIPELINE_ID": row.id,
         "PENSTOCK_PIPELINE_NAME": row.spec.name,
     }
-    env = {**_inherited(), **dict(plan.env), **_of_the_user(row), **own}
+    env = {**environment, **dict(plan.env), **_of_the_user(row), **own}
     _check_executable(argv, env, records)
     return Prepared(argv=argv, env=env, config=_config(row, home), contract=plan.contract)
 
@@ -87,7 +97,8 @@ def _check_executable(argv: tuple[str, ...], env: dict[str, str], records: Recor
         raise cannot(f"{text} Set its executable bit (chmod +x), or name an interpreter in front of it.", retry=False)
 
 
-def _inherited() -> dict[str, str]:
+def inherited() -> dict[str, str]:
+    """What every program gets of the daemon's own environment."""
     return {n: value for n, value in os.environ.items() if n in _INHERITED or n.startswith(_INHERITED_PREFIX)}
 
 

@@ -14,10 +14,6 @@ alone, and never say Absent while anything of the deployment lives or could stil
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import resource
-import shutil
 import signal
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +31,8 @@ from anyio import to_thread
 from penstock import linux, machine
 from penstock.executors.deployment import Deployment, exit_of
 from penstock.executors.killing import Killer, cannot_stop, described_holders
-from penstock.executors.preparation import Prepared, cannot, prepare
+from penstock.executors.launching import Launcher
+from penstock.executors.preparation import cannot
 from penstock.executors.procfs import (
     age_seconds,
     command_line,
@@ -45,7 +42,7 @@ from penstock.executors.procfs import (
     open_process,
     open_recorder,
 )
-from penstock.executors.recorder import CLAIM_NOT_WRITTEN, LOST, Launch, Recorder, is_unbegun, spawn
+from penstock.executors.recorder import is_unbegun
 from penstock.executors.records import Claim, Ending, Facts, Records
 from penstock.executors.shared import Shared
 from penstock.executors.storage import Held, Home, pipelines
@@ -79,12 +76,6 @@ from penstock.ports import Clock, Compute, ExecutorError, Logs, Probe, Toolchain
 
 log = structlog.get_logger("penstock.executors.process")
 
-CLAIM_SECONDS = 5.0
-"""A spawned shell claims its deployment within 3 ms; under a load that makes it take this long, look again later."""
-
-RECHECK_SECONDS = 0.1
-"""The kernel tells when a claim is made; should its queue have overflowed, this is how often it is looked for."""
-
 STEER_SECONDS, STEER_PAUSE_SECONDS = 1.0, 0.001
 """How long a stop of all threads may take; the kernel tells nobody but the parent of it, so it is looked for."""
 
@@ -116,13 +107,10 @@ class ProcessExecutor:
         bind_address: str = "127.0.0.1",
     ) -> None:
         self._root = state_dir / "pipelines"
-        self._instance_id = instance_id
-        self._toolchains = toolchains
         self._logs = logs
         self._probe = probe
         self._clock = clock
         self._bind_address = bind_address
-        self._host = linux.host_id()
         self._threads = anyio.CapacityLimiter(THREADS)
         self._clearing = anyio.CapacityLimiter(CLEARING_THREADS)
         self._reader = ThreadPoolExecutor(1, "penstock-procfs")
@@ -131,25 +119,25 @@ class ProcessExecutor:
             reader=self._reader,
             threads=self._threads,
             known=self._living,
-            is_child=self._is_child,
+            is_child=lambda pid: self._launcher.child(pid) is not None,
         )
         self._consumption = Shared(self._reader, consumption_by_group)
         self._inotify = linux.Inotify()
+        self._launcher = Launcher(
+            instance_id=instance_id,
+            bind_address=bind_address,
+            toolchains=toolchains,
+            logs=logs,
+            inotify=self._inotify,
+            threads=self._threads,
+        )
         self._known: dict[DeploymentId, Deployment] = {}
-        self._latest: dict[PipelineId, DeploymentId] = {}
-        self._children: dict[int, Watched] = {}
+        self._of: dict[PipelineId, set[DeploymentId]] = {}
         self._listeners: list[asyncio.Queue[PipelineId]] = []
-        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
         self._inotify.__enter__()
-        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Two pidfds for each pipeline; programs get the limit that the daemon was started with.
-        with suppress(OSError, ValueError):  # a hard limit above what the kernel allows
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile[1], self._nofile[1]))
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no recorder could wait for its program
+        self._launcher.start()
         return self
 
     async def __aexit__(
@@ -157,12 +145,9 @@ class ProcessExecutor:
     ) -> None:
         for deployment in list(self._known):
             self._drop(deployment)
-        for child in self._children.values():
-            child.close()
-        self._children.clear()
+        self._launcher.close()
         self._inotify.__exit__(kind, error, traceback)
         self._reader.shutdown(wait=False, cancel_futures=True)
-        resource.setrlimit(resource.RLIMIT_NOFILE, self._nofile)
 
     # --- look ---------------------------------------------------------------------------------------------------------
 
@@ -187,7 +172,7 @@ class ProcessExecutor:
         records = self._home(compute.pipeline_id).records(compute.deployment_id)
         facts = await self._read(records.read)
         claim = facts.claim
-        restarted = facts.host is not None and facts.host != self._host
+        restarted = facts.host is not None and facts.host != self._launcher.host
         if claim is not None and claim.pid is not None and not restarted:
             return self._adopt(compute, records, facts, claim)
         if not restarted:
@@ -212,7 +197,7 @@ class ProcessExecutor:
         main = keeper = None
         if claim.pid is not None and not restarted:
             main = self._watched(claim.pid, open_process(claim.pid, claim.start_ticks))
-            keeper = self._children.get(claim.recorder)
+            keeper = self._launcher.child(claim.recorder)
             if keeper is None:
                 pidfd = open_recorder(claim.recorder, claim.start_ticks, compute)
                 keeper = self._watched(claim.recorder, pidfd)
@@ -227,6 +212,7 @@ class ProcessExecutor:
             restarted=restarted,
         )
         self._known[compute.deployment_id] = deployment
+        self._of.setdefault(compute.pipeline_id, set()).add(compute.deployment_id)
         return deployment
 
     @staticmethod
@@ -339,129 +325,23 @@ class ProcessExecutor:
                 await self._stop(compute, forbid=True)
 
     async def _provision(self, row: Pipeline, compute: Compute) -> None:
-        former = self._latest.get(compute.pipeline_id)
-        if former is not None and former != compute.deployment_id:
+        for former in self._of.get(compute.pipeline_id, set[DeploymentId]()) - {compute.deployment_id}:
             self._drop(former)
-        self._latest[compute.pipeline_id] = compute.deployment_id
         if compute.deployment_id in self._known:
             return
         home = self._home(row.id)
         records = home.records(compute.deployment_id)
-        try:
-            child = await self._write(lambda: self._spawn(row, home, records))
-            deployment = await self._claimed(compute, records, child)
-            if deployment is None:
-                return
-            if row.runtime_intent is RuntimeDesired.PAUSED and deployment.contract == "process":
-                await _is_stopped_soon(deployment.program, STEER_SECONDS, stopped=True)
-        except OSError as error:
-            raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
-
-    def _spawn(self, row: Pipeline, home: Home, records: Records) -> Recorder | None:
-        """Begin the program unless somebody has. In a thread."""
-        home.make()
-        records.make()
-        if records.read_claim() is not None:
-            return None
-        plan = self._toolchains.plan(row)
-        prepared = prepare(
-            row,
-            plan,
-            home=home,
-            records=records,
-            instance_id=self._instance_id,
-            bind_address=self._bind_address,
-        )
-        records.write_spawn(host=self._host, contract=prepared.contract, argv=prepared.argv, config=prepared.config)
-        try:
-            with home.locked() as lock:
-                child = self._launch(row, records, prepared, lock)
-        except Held:
-            if records.read_claim() is not None:
-                return None
-            text = f"The storage is still in use by an earlier process, {described_holders(home)}. It is tried again."
-            raise cannot(text, retry=True) from None
-        except ValueError as error:
-            raise cannot(
-                f"The program cannot be begun: {error}. Correct its command or its environment.", retry=False
-            ) from error
-        self._loop.call_soon_threadsafe(self._mind, child)
-        with suppress(OSError):  # meanwhile the shell makes its claim; what remains is deleted at the next start
-            home.delete_earlier(records)
-        return child
-
-    def _launch(self, row: Pipeline, records: Records, prepared: Prepared, lock: int) -> Recorder:
-        setsid = shutil.which("setsid")
-        if setsid is None:
-            raise cannot("setsid(1) is not on the daemon's PATH; install util-linux.", retry=False)
-        output = os.open(self._logs.path(row.id), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            soft = self._nofile[0]
-            return spawn(
-                Launch(
-                    directory=records.root,
-                    argv=prepared.argv,
-                    env=prepared.env,
-                    output=output,
-                    descriptors=(lock,),
-                    soft_nofile="unlimited" if soft == resource.RLIM_INFINITY else str(soft),
-                    stopped=prepared.contract == "process" and row.runtime_intent is RuntimeDesired.PAUSED,
-                    setsid=setsid,
-                )
-            )
-        finally:
-            os.close(output)
-
-    def _mind(self, child: Recorder) -> None:
-        """Reap the recorder when it ends, whatever became of who spawned it. On the loop."""
-        try:
-            watched = Watched(child.pid, os.pidfd_open(child.pid))
-        except OSError as error:
-            log.warning("recorder cannot be watched", pid=child.pid, error=str(error))
+        begun = await self._launcher.begin(row, home, records)
+        if begun is None:
             return
-        self._children[child.pid] = watched
-
-        def reap() -> None:
-            child.poll()
-            watched.close()
-            self._children.pop(child.pid, None)
-
-        watched.when_ended(reap)
-
-    async def _claimed(self, compute: Compute, records: Records, child: Recorder | None) -> Deployment | None:
-        """Wait until a shell has claimed the deployment, then adopt it; None if the next look must tell whose it is."""
-        changed = asyncio.Event()
-        watched = None if child is None else self._children.get(child.pid)
-        if watched is not None:
-            watched.when_ended(changed.set)
-        bell = None
-        with suppress(OSError):
-            bell = self._inotify.watch(str(records.root), linux.IN_CLOSE_WRITE, lambda mask, name: changed.set())
+        claim, contract = begun
+        facts = Facts(claim=claim, host=self._launcher.host, contract=contract, told_to_end=False)
         try:
-            with anyio.move_on_after(CLAIM_SECONDS):
-                while True:
-                    changed.clear()
-                    over = watched is None or watched.ended.is_set()
-                    facts = await self._read(records.read)
-                    if facts.claim is not None and facts.claim.pid is not None:
-                        return self._adopt(compute, records, facts, facts.claim)
-                    if over:
-                        break
-                    with anyio.move_on_after(RECHECK_SECONDS):
-                        await changed.wait()
-        finally:
-            if bell is not None:
-                self._inotify.unwatch(bell)
-        return await self._unclaimed(records, child)
-
-    async def _unclaimed(self, records: Records, child: Recorder | None) -> None:
-        code = None if child is None else child.returncode
-        if code == CLAIM_NOT_WRITTEN:
-            await self._write(records.unclaim)
-            raise cannot(f"{records.claim_file} could not be written; is the disk full? It is tried again.", retry=True)
-        if child is not None and code != LOST:
-            how = f"ended with code {code}" if code is not None else f"has not done so within {CLAIM_SECONDS:g} s"
-            raise cannot(f"The shell that begins the program {how}. It is looked at again.", retry=True)
+            deployment = self._adopt(compute, records, facts, claim)
+        except OSError as error:
+            raise cannot(f"The program cannot be watched: {error}.", retry=True) from error
+        if row.runtime_intent is RuntimeDesired.PAUSED and contract == "process":
+            await _is_stopped_soon(deployment.program, STEER_SECONDS, stopped=True)
 
     # --- steer --------------------------------------------------------------------------------------------------------
 
@@ -508,7 +388,7 @@ class ProcessExecutor:
                 if forbid:
                     await self._write(records.forbid)
                 facts = await self._read(records.read)
-                restarted = facts.host is not None and facts.host != self._host
+                restarted = facts.host is not None and facts.host != self._launcher.host
                 deployment = self._adopt(compute, records, facts, facts.claim or Claim(), restarted=restarted)
             if not deployment.gone:
                 await self._killer.kill(deployment, self._home(compute.pipeline_id))
@@ -529,7 +409,7 @@ class ProcessExecutor:
 
         try:
             await self._write(set_aside)
-            self._drop(self._latest.pop(pipeline_id, None))
+            self._drop_all(pipeline_id)
             await to_thread.run_sync(home.empty_trash, abandon_on_cancel=True, limiter=self._clearing)
         except Held:
             by = await self._read(lambda: described_holders(home))
@@ -539,7 +419,7 @@ class ProcessExecutor:
 
     async def forget(self, pipeline_id: PipelineId) -> None:
         """Remove what is kept on disk of a pipeline that was deleted; what cannot be removed is `kept` for later."""
-        self._drop(self._latest.pop(pipeline_id, None))
+        self._drop_all(pipeline_id)
         home = self._home(pipeline_id)
         try:
             await to_thread.run_sync(home.remove, abandon_on_cancel=True, limiter=self._clearing)
@@ -576,7 +456,10 @@ class ProcessExecutor:
         if row.deployment_id is None:
             return None
         compute = Compute(row.id, row.deployment_id)
-        found = self._known.get(compute.deployment_id) or await self._find(row, compute)
+        try:
+            found = self._known.get(compute.deployment_id) or await self._find(row, compute)
+        except OSError:
+            return None
         if not isinstance(found, Deployment) or not found.program.alive:
             return None
         group = (await self._consumption.get()).get(found.program.pid, [])
@@ -609,25 +492,27 @@ class ProcessExecutor:
                     living[process.pid] = deployment.compute
         return living
 
-    def _is_child(self, pid: int) -> bool:
-        return pid in self._children
-
     def _tell(self, pipeline_id: PipelineId) -> None:
         for news in self._listeners:
             news.put_nowait(pipeline_id)
 
-    def _drop(self, deployment_id: DeploymentId | None) -> None:
+    def _drop(self, deployment_id: DeploymentId) -> None:
         """Forget a deployment; what lives of it can be found again."""
-        if deployment_id is not None:
-            deployment = self._known.pop(deployment_id, None)
-            if deployment is not None:
-                self._close(deployment)
+        deployment = self._known.pop(deployment_id, None)
+        if deployment is not None:
+            self._of[deployment.compute.pipeline_id].discard(deployment_id)
+            self._close(deployment)
+
+    def _drop_all(self, pipeline_id: PipelineId) -> None:
+        for deployment_id in list(self._of.get(pipeline_id, ())):
+            self._drop(deployment_id)
+        self._of.pop(pipeline_id, None)
 
     def _close(self, deployment: Deployment) -> None:
         self._unwatch_port(deployment)
         keeper = deployment.program.recorder
         deployment.program.close()
-        if keeper is not None and self._children.get(keeper.pid) is not keeper:
+        if keeper is not None and self._launcher.child(keeper.pid) is not keeper:
             keeper.close()
 
     async def _read(self, function: Callable[[], T]) -> T:

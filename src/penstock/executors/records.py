@@ -5,8 +5,8 @@ files outlive the daemon; they are all that the next one has to go by. Must neve
 
     claim        made with O_EXCL by whoever begins the program first: the line of its /proc/PID/stat. Empty or `-`:
                  nobody may begin it any more
-    host         a symbolic link that points to the id of the host's boot: made at once, whole, or not at all
-    spawn.json   what is begun, and which contract it speaks
+    origin       a symbolic link to `CONTRACT@HOST`, the contract that the program speaks and the boot of the host under
+                 which it is begun: made whole or not at all, whatever becomes of power and disk
     exit         the exit code in the manner of shells, written by the recorder; empty = could not be written
     ended.json   the exact wait status, written by a daemon that saw the end
     told_to_end  exists once the program was told to end
@@ -56,7 +56,6 @@ class Facts:
     claim: Claim | None
     host: str | None
     contract: str | None
-    ending: Ending
     told_to_end: bool
 
 
@@ -76,11 +75,11 @@ class Records:
 
     def read(self) -> Facts:
         """Everything that is recorded; what is missing or damaged reads as None."""
+        contract, _, host = self._origin().partition("@")
         return Facts(
             claim=self.read_claim(),
-            host=self._host(),
-            contract=self._contract(),
-            ending=self.read_ending(),
+            host=host or None,
+            contract=contract or None,
             told_to_end=os.path.lexists(self.root / "told_to_end"),
         )
 
@@ -107,14 +106,16 @@ class Records:
         """Remove a claim whose maker has told that it could not fill it in, and has ended."""
         self.claim_file.unlink(missing_ok=True)
 
-    def write_spawn(self, *, host: str, contract: str, argv: tuple[str, ...], config: dict[str, Any]) -> None:
-        """Record what is about to be begun, and write the program's configuration."""
-        if self._host() != host:
+    def write_origin(self, *, host: str, contract: str, config: dict[str, Any]) -> None:
+        """Record what is about to be begun, and write the program's configuration. Holding the storage lock."""
+        origin = f"{contract}@{host}"
+        if self._origin() != origin:
             with suppress(FileNotFoundError):
-                (self.root / "host").unlink()
-            (self.root / "host").symlink_to(host)
-        _write(self.config_file, json.dumps(config, indent=1))
-        _write(self.root / "spawn.json", json.dumps({"contract": contract, "argv": argv}, indent=1))
+                (self.root / "origin").unlink()
+            (self.root / "origin").symlink_to(origin)
+        fd = os.open(self.config_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=1))
 
     def write_told_to_end(self) -> None:
         """Record that the program is about to be told to end."""
@@ -153,18 +154,11 @@ class Records:
             return int(digits)
         return f"holds {text!r}"
 
-    def _host(self) -> str | None:
+    def _origin(self) -> str:
         try:
-            return os.readlink(self.root / "host")
+            return os.readlink(self.root / "origin")
         except OSError:
-            return None
-
-    def _contract(self) -> str | None:
-        match _read_json(self.root / "spawn.json"):
-            case {"contract": str(contract)}:
-                return contract
-            case _:
-                return None
+            return ""
 
 
 def make_private(directory: Path) -> None:

@@ -212,7 +212,8 @@ class Program:
         if self.wait_status is None and self.main is not None and self.main.pidfd >= 0:
             self.wait_status = linux.exit_status(self.main.pidfd)
         self.settled.set()
-        self._on_settled()
+        if self.main is not None:  # else whoever looks is told at once
+            self._on_settled()
 
 
 async def all_ended(processes: list[Watched], seconds: float) -> bool:

@@ -130,32 +130,47 @@ class IllegalMove(Exception):
 def check_move(before: Pipeline, after: Pipeline, by: Author) -> None:
     """Raise IllegalMove unless `by` may change `before` into `after`, one snapshot at a time."""
 
-    def illegal(what: str) -> IllegalMove:
-        return IllegalMove(what, before, after)
+    wrong = _wrong_move(before, after, by)
+    if wrong is None and flaw_of(before) is None:
+        wrong = flaw_of(after)
+    if wrong is not None:
+        raise IllegalMove(wrong, before, after)
 
+
+def _wrong_move(before: Pipeline, after: Pipeline, by: Author) -> str | None:
     if (before.id, before.tenant, before.created_at) != (after.id, after.tenant, after.created_at):
-        raise illegal("identity never changes")
+        return "identity never changes"
+    nobody = frozenset[Author]()
+    stopped = before.resources_status is ResourcesStatus.STOPPED
     resources = (before.resources_status, after.resources_status)
-    if resources[0] is not resources[1] and by not in RESOURCES_MOVES.get(resources, frozenset[Author]()):
-        raise illegal(f"resources {resources[0]} to {resources[1]} by {by}")
+    if resources[0] is not resources[1]:
+        if by not in RESOURCES_MOVES.get(resources, nobody):
+            return f"resources {resources[0]} to {resources[1]} by {by}"
+        if stopped and after.resources_desired is ResourcesDesired.STOPPED:
+            return "nothing starts that is not wanted"
+    if before.deployment_id != after.deployment_id and None not in (before.deployment_id, after.deployment_id):
+        return "a deployment keeps its id"
     desired = (before.resources_desired, after.resources_desired)
-    if desired[0] is not desired[1] and by not in DESIRED_MOVES.get(desired, frozenset[Author]()):
-        raise illegal(f"desired {desired[0]} to {desired[1]} by {by}")
+    if desired[0] is not desired[1]:
+        if by not in DESIRED_MOVES.get(desired, nobody):
+            return f"desired {desired[0]} to {desired[1]} by {by}"
+        if after.resources_desired is ResourcesDesired.PROVISIONED and not stopped:
+            return "what was told to stop is wanted again only when Stopped"
     storage = (before.storage_status, after.storage_status)
     if storage[0] is not storage[1]:
-        if by not in STORAGE_MOVES.get(storage, frozenset[Author]()):
-            raise illegal(f"storage {storage[0]} to {storage[1]} by {by}")
-        if before.resources_status is not ResourcesStatus.STOPPED:
-            raise illegal("storage moves only while stopped")
+        if by not in STORAGE_MOVES.get(storage, nobody):
+            return f"storage {storage[0]} to {storage[1]} by {by}"
+        if not stopped:
+            return "storage moves only while stopped"
+        if after.storage_status is not StorageStatus.IN_USE and ResourcesDesired.PROVISIONED in desired:
+            return "storage is cleared only while the pipeline is not wanted"
     status = (before.program_status, after.program_status)
     if status[0] is not status[1]:
-        if by not in program.MOVES.get(status, frozenset[Author]()):
-            raise illegal(f"program {status[0]} to {status[1]} by {by}")
+        if by not in program.MOVES.get(status, nobody):
+            return f"program {status[0]} to {status[1]} by {by}"
         if after.resources_status is not ResourcesStatus.STOPPED:
-            raise illegal("the program moves only while stopped")
-    flaw = flaw_of(after)
-    if flaw is not None and flaw_of(before) is None:
-        raise illegal(flaw)
+            return "the program moves only while stopped"
+    return None
 
 
 def flaw_of(row: Pipeline) -> str | None:
@@ -172,6 +187,11 @@ def flaw_of(row: Pipeline) -> str | None:
         return "a runtime status has details"
     if not stopped and row.program_status is not ProgramStatus.SUCCESS:
         return "only a built program runs"
+    if row.resources_status in (ResourcesStatus.PROVISIONING, ResourcesStatus.PROVISIONED):
+        if row.storage_status is not StorageStatus.IN_USE:
+            return "compute exists only over storage in use"
+    elif row.storage_status is StorageStatus.CLEARING and row.resources_desired is ResourcesDesired.PROVISIONED:
+        return "a wanted pipeline's storage is not being cleared"
     if row.resources_desired is ResourcesDesired.PROVISIONED:
         if row.resources_status is ResourcesStatus.STOPPING:
             return "Stopping is left only through Stopped"

@@ -61,11 +61,13 @@ class Killer:
         self._instance_id = instance_id
         self._threads = threads
         self._is_child = is_child
+        self._known = known
         self._census: Shared[Census] = Shared(reader, lambda: take_census(instance_id, known()))
 
     async def survey(self) -> list[Compute]:
         """The deployments of which anything is alive."""
-        return list((await self._census.get()).ours)
+        census = await self._census.get()
+        return list({*census.ours, *self._known().values()})
 
     async def carriers(self, compute: Compute) -> list[int]:
         """The living processes that carry the deployment's ids in their environment."""
@@ -76,7 +78,8 @@ class Killer:
         census = await self._census.get()
         main = deployment.program.main
         group = census.others.get(main.pid, []) if main is not None and main.leads_group else []
-        return {*census.ours.get(deployment.compute, []), *group}
+        watched = [one.pid for one in (main, deployment.program.recorder) if one is not None and one.alive]
+        return {*census.ours.get(deployment.compute, []), *group, *watched}
 
     async def kill(self, deployment: Deployment, home: Home) -> None:
         """Kill everything of a deployment; sets `gone` once nothing of it is alive. Idempotent.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -168,21 +168,20 @@ def described(pid: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """Who was alive at one time. `ours` by what their environment says; `others` by process group."""
+    """Who was alive at one time, but for those that were known. `ours` by environment, `others` by process group."""
 
     ours: dict[Compute, list[int]] = field(default_factory=dict[Compute, list[int]])
     others: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
 
 
-def take_census(instance_id: str, known: Mapping[int, Compute]) -> Census:
-    """Read whose every process is. `known` are living processes that need no reading."""
+def take_census(instance_id: str, known: Container[int]) -> Census:
+    """Read whose every process is. `known` are the pids of processes that need no reading, and are left out."""
     census = Census()
     for pid in _pids():
-        compute = known.get(pid)
-        if compute is None:
-            text = environment(pid)
-            if is_of(text, instance_id):
-                compute = owner_of(text)
+        if pid in known:
+            continue
+        text = environment(pid)
+        compute = owner_of(text) if is_of(text, instance_id) else None
         if compute is not None:
             census.ours.setdefault(compute, []).append(pid)
             continue

@@ -37,6 +37,10 @@ CLAIM_SECONDS = 5.0
 RECHECK_SECONDS = 0.1
 """The kernel tells when a claim is made; should its queue have overflowed, this is how often it is looked for."""
 
+STARTS, CLAIM_THREADS = 32, 4
+"""How many starts may be under way: of a thousand at once each would be slow, and none of them in time. Their claims
+are read in threads of their own, so that none waits for the spawns of others."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Spawned:
@@ -64,6 +68,8 @@ class Launcher:
         self._logs = logs
         self._inotify = inotify
         self._threads = threads
+        self._starts = anyio.CapacityLimiter(STARTS)
+        self._claims = anyio.CapacityLimiter(CLAIM_THREADS)
         self._children: dict[int, Watched] = {}
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._inherited: dict[str, str] = {}
@@ -96,13 +102,14 @@ class Launcher:
 
         None: the next look tells whose it is. Raises ExecutorError. May be repeated and cancelled at any time.
         """
-        try:
-            spawned = await to_thread.run_sync(self._spawn, row, home, records, limiter=self._threads)
-            if spawned is None:
-                return None
-            claim = await self._claimed(records, spawned.recorder)
-        except OSError as error:
-            raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
+        async with self._starts:
+            try:
+                spawned = await to_thread.run_sync(self._spawn, row, home, records, limiter=self._threads)
+                if spawned is None:
+                    return None
+                claim = await self._claimed(records, spawned.recorder)
+            except OSError as error:
+                raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
         return None if claim is None else (claim, spawned.contract)
 
     def _spawn(self, row: Pipeline, home: Home, records: Records) -> _Spawned | None:
@@ -189,7 +196,7 @@ class Launcher:
                 while True:
                     changed.clear()
                     over = child is None or child.ended.is_set()
-                    claim = await to_thread.run_sync(records.read_claim, abandon_on_cancel=True, limiter=self._threads)
+                    claim = await to_thread.run_sync(records.read_claim, abandon_on_cancel=True, limiter=self._claims)
                     if claim is not None and claim.pid is not None:
                         return claim
                     if over:

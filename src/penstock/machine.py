@@ -415,8 +415,9 @@ def _finish_stop(row: Pipeline, seen: Sighting | EffectFailed, now: datetime) ->
             return Decision(reason="still alive", effect=StopCompute(), revisit_seconds=0)
         case EffectFailed():
             details: JsonObject = {"reason": seen.fault.message}
-            rows = _if_changed(row, replace(row, resources_status_details=details))
-            return Decision(reason="stopping failed", rows=rows, retry=True)
+            known = row.resources_status_details == details
+            told = replace(row, resources_status_details=details, refresh_version=row.refresh_version + 1)
+            return Decision(reason="stopping failed", rows=() if known else (told,), retry=True)
         case Unseen() | Unbuilt():
             return Decision(reason="cannot see whether it stopped", retry=True)
 
@@ -539,12 +540,13 @@ def _stopping(
 
 def _stopped(row: Pipeline, now: datetime) -> Pipeline:
     return replace(
-        row,
+        _no_longer_wanted(row, now),
         resources_status=ResourcesStatus.STOPPED,
         resources_status_since=now,
         resources_status_details=None,
-        resources_desired=ResourcesDesired.STOPPED,
         deployment_id=None,
+        deployment_initial=None,
+        bootstrap=None,
         stop_mode=None,
         stop_deadline=None,
         details_written_at=None,

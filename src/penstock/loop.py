@@ -84,6 +84,11 @@ class Loop:
         """How many pipelines wait for a turn."""
         return len(self._schedule)
 
+    @property
+    def store_available(self) -> bool:
+        """Whether the store could be used when it was last tried."""
+        return self._outage is None
+
     def longest_turn_seconds(self) -> float:
         """How long the oldest turn under way has been running; 0 when there is none."""
         now = anyio.current_time()

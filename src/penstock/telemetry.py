@@ -15,7 +15,7 @@ from typing import TextIO
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -139,7 +139,10 @@ class Metrics:
         self._requests.labels(method, route, str(code)).observe(seconds)
 
     def watch(self, rows: Callable[[], Sequence[Pipeline]], gauges: Callable[[], dict[str, tuple[str, float]]]) -> None:
-        """Compute gauges at scrape time: `rows` are all pipelines, `gauges` maps a name to its help and value."""
+        """Compute figures at scrape time: `rows` are all pipelines, `gauges` maps a name to its help and value.
+
+        A name that ends in ``_total`` is a counter's.
+        """
         self.registry.register(_Pipelines(self._version, rows, gauges))
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -167,7 +170,8 @@ class _Pipelines(Collector):
         info.add_metric([self._version], 1.0)
         yield info
         for name, (text, value) in self._gauges().items():
-            yield GaugeMetricFamily(name, text, value=value)
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield kind(name, text, value=value)
         rows = self._rows()
         yield _counted(rows)
         yield _storage(rows)

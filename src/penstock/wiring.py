@@ -149,7 +149,8 @@ async def build(settings: Settings) -> AsyncGenerator[Daemon, None]:
             metrics=metrics,
         )
         metrics.watch(
-            lambda: anyio.from_thread.run(store.pipelines), lambda: anyio.from_thread.run_sync(_gauges, loop, compiler)
+            lambda: anyio.from_thread.run(store.pipelines),
+            lambda: anyio.from_thread.run_sync(_figures, loop, compiler, store),
         )
         yield Daemon(
             started_with=settings,
@@ -276,13 +277,15 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
-def _gauges(loop: Loop, compiler: Compiler) -> dict[str, tuple[str, float]]:
+def _figures(loop: Loop, compiler: Compiler, store: SqliteStore) -> dict[str, tuple[str, float]]:
     return {
         "penstock_reconcile_queue_depth": ("Pipelines that wait for a turn.", float(loop.depth)),
         "penstock_longest_running_turn_seconds": (
             "How long the oldest turn under way has been running.",
             loop.longest_turn_seconds(),
         ),
+        "penstock_store_available": ("1 while the store can be used.", float(loop.store_available)),
+        "penstock_events_written_total": ("Monitor events recorded.", float(store.events_written)),
         "penstock_compile_queue_depth": ("Programs that wait for a slot.", float(compiler.depth)),
         "penstock_compiling": ("Programs that are being checked or built.", float(compiler.building)),
     }

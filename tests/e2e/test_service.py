@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from .daemon import Daemon, alive
 
 SLEEPER = "import time\nwhile True: time.sleep(60)\n"
@@ -87,3 +89,18 @@ def ticks_of(pid: int) -> int:
     """Processor time so far, in hundredths of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_its_metrics_tell_what_happened(daemon: Daemon) -> None:
+    daemon.create("p", SLEEPER)
+    daemon.start_pipeline("p")
+    figures = {
+        sample.name + str(sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(daemon.ask("GET", "/metrics").body)
+        for sample in family.samples
+    }
+    assert figures["penstock_events_written_total[]"] == len(daemon.events("p"))
+    assert figures["penstock_store_available[]"] == 1
+    assert figures["penstock_pipelines[('desired', 'Provisioned'), ('status', 'Running')]"] == 1
+    assert figures["penstock_transitions_total[('from', 'Provisioning'), ('to', 'Provisioned')]"] == 1
+    assert figures["penstock_convergence_seconds_count[('desired', 'Provisioned')]"] == 1

@@ -71,6 +71,8 @@ class SqliteStore:
         self._loop = asyncio.get_running_loop()
         self._rows = Rows(file.rows)
         self._latest = {event.pipeline_id: event for event in file.latest}
+        self.events_written = 0
+        """How many events were recorded since the store was opened."""
         self._listeners: list[Listener] = []
         self._closed = False
         self._inode = file.inode
@@ -204,6 +206,7 @@ class SqliteStore:
 
     def _remember(self, delta: Delta) -> None:
         self._rows.apply(delta)
+        self.events_written += len(delta.events)
         if delta.events and self._retention:
             self._latest[delta.events[-1].pipeline_id] = delta.events[-1]
         elif delta.before is not None and (delta.events or delta.after is None):

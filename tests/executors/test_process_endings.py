@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -277,3 +278,13 @@ async def test_usage(world: ProcessWorld, executor: ProcessExecutor, tmp_path: P
     assert 100_000 <= usage.storage_bytes <= 200_000
     await executor.perform(stopping(row), StopCompute())
     assert await executor.usage(row) is None
+
+
+async def test_the_dead_keep_nobody_busy(world: ProcessWorld, executor: ProcessExecutor) -> None:
+    """A dead process' descriptor stays readable for ever."""
+    row = world.shell("exit 1")
+    await executor.perform(row, Provision())
+    await ended(executor, row)
+    before = time.process_time()
+    await anyio.sleep(0.3)
+    assert time.process_time() - before < 0.1

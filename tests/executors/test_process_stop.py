@@ -120,7 +120,7 @@ async def test_what_still_lives_is_named(
 async def test_a_stop_of_all_threads_that_meets_a_fork(world: ProcessWorld, executor: ProcessExecutor) -> None:
     row = world.shell("while :; do /bin/true; done")
     await executor.perform(row, Provision())
-    for _ in range(20):
+    for _ in range(100):
         await executor.perform(provisioned(row), SteerRuntime(RuntimeDesired.PAUSED))
         assert state(world.pid(row)) == "T"
         await executor.perform(provisioned(row), SteerRuntime(RuntimeDesired.RUNNING))

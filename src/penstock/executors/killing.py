@@ -92,8 +92,8 @@ class Killer:
         if program.main is not None:
             await all_ended([program.main], KILL_SECONDS)
         keeper = program.recorder
-        if keeper is not None and not await all_ended([keeper], RECORDER_SECONDS):
-            keeper.signal(signal.SIGKILL)  # it had its time to write the exit code down
+        if keeper is not None:
+            await all_ended([keeper], RECORDER_SECONDS)  # its time to write the exit code down; then it is killed too
         while True:
             pids = list(await self.alive(deployment))
             locked = not pids and await self._in_thread(home.is_locked)

@@ -293,12 +293,11 @@ class ProcessExecutor:
     def _how_it_ended(self, deployment: Deployment) -> tuple[Exit, bool]:
         """The exit, and whether it will never be better known. In a thread."""
         program, records = deployment.program, deployment.records
-        if program.wait_status is not None:
+        ending = records.read_ending()
+        if ending.wait_status is None and program.wait_status is not None:
             ending = Ending(wait_status=program.wait_status, at=program.ended_at)
             with suppress(OSError):  # the recorder's file says nearly the same
                 records.write_ending(ending)
-        else:
-            ending = records.read_ending()
         tail = self._logs.tail(deployment.compute.pipeline_id, LOG_TAIL_LINES)
         end = exit_of(ending, program.claim.pid)
         if end.ended_at is None:
@@ -462,7 +461,9 @@ class ProcessExecutor:
             return None
         if not isinstance(found, Deployment) or not found.program.alive:
             return None
-        group = (await self._consumption.get()).get(found.program.pid, [])
+        groups, pid = await self._consumption.get(), found.program.pid
+        # One that was started paused has no group of its own before it goes on.
+        group = groups.get(pid) or [one for others in groups.values() for one in others if one.pid == pid]
         if not group:
             return None
         home = self._home(row.id)

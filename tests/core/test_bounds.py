@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -234,24 +235,21 @@ def test_how_a_process_may_end(end: Exit, code: str | None, elapsed: int, *, gra
 
 
 @pytest.mark.parametrize("status", RuntimeStatus)
-@pytest.mark.parametrize("desired", RuntimeDesired)
-@pytest.mark.parametrize("intent", [None, RuntimeDesired.RUNNING, RuntimeDesired.PAUSED])
-def test_only_what_runs_or_pauses_is_steered(
-    status: RuntimeStatus, desired: RuntimeDesired, intent: RuntimeDesired | None
-) -> None:
+def test_only_what_runs_or_pauses_is_steered(status: RuntimeStatus) -> None:
     """Contract 2.7: between Paused and Running; Standby waits for /activate."""
-    row = replace(RUNS, runtime_intent=intent)
-    decision = decide(row, Ready("h:1", None, Report(status, desired)), after(1))
-    if status is RuntimeStatus.SUSPENDED:
-        assert decision.effect == StopCompute()
-        return
-    told = intent is None or intent is desired
     steerable = status in (RuntimeStatus.RUNNING, RuntimeStatus.PAUSED)
-    movable = desired in (RuntimeDesired.RUNNING, RuntimeDesired.PAUSED)
-    expected = SteerRuntime(intent) if intent and not told and steerable and movable else None
-    assert decision.effect == expected
-    settled = status.value == desired.value and steerable
-    assert decision.revisit_seconds == (0 if expected else 2.5 if settled else 0.25)
+    for desired, intent in itertools.product(RuntimeDesired, [None, RuntimeDesired.RUNNING, RuntimeDesired.PAUSED]):
+        row = replace(RUNS, runtime_intent=intent)
+        decision = decide(row, Ready("h:1", None, Report(status, desired)), after(1))
+        if status is RuntimeStatus.SUSPENDED:
+            assert decision.effect == StopCompute()
+            continue
+        told = intent is None or intent is desired
+        movable = desired in (RuntimeDesired.RUNNING, RuntimeDesired.PAUSED)
+        expected = SteerRuntime(intent) if intent and not told and steerable and movable else None
+        assert decision.effect == expected
+        settled = status.value == desired.value and steerable
+        assert decision.revisit_seconds == (0 if expected else 2.5 if settled else 0.25)
 
 
 def test_an_opaque_program_is_not_polled() -> None:

@@ -62,6 +62,12 @@ def test_names_that_no_placeholder_can_have_change_nothing(template: list[str], 
     assert fill_in(template, values) == tuple(template)
 
 
+def test_only_lower_case_names_are_placeholders() -> None:
+    word = "{Python} {x1} {x-y} {} { x }"
+    values = dict.fromkeys(["Python", "x1", "x-y", "", " x "], "no")
+    assert fill_in([word], values) == (word,)
+
+
 @given(st.text())
 def test_a_value_comes_through_untouched_as_one_word(value: str) -> None:
     assert fill_in(["{here}", "-{here}-"], {"here": value}) == (value, f"-{value}-")

@@ -188,7 +188,10 @@ def dismiss_error(row: Pipeline) -> Pipeline | Refusal:
 
 
 def steer(row: Pipeline, target: RuntimeDesired) -> Pipeline | Refusal:
-    """Want a provisioned pipeline Paused or Running; kept through crashes and while it cannot be reached."""
+    """Want a provisioned pipeline Paused or Running; kept through crashes and while it cannot be reached.
+
+    One that was told to stop goes nowhere else any more (contract.md section 2.7).
+    """
     if row.resources_status is not ResourcesStatus.PROVISIONED:
         return Refusal(
             "PipelineInteractionNotDeployed",
@@ -198,6 +201,12 @@ def steer(row: Pipeline, target: RuntimeDesired) -> Pipeline | Refusal:
                 "status": row.resources_status.value,
                 "desired_status": row.resources_desired.value,
             },
+        )
+    if row.stop_mode is not None:
+        return Refusal(
+            "InvalidTransition",
+            f"The pipeline was told to stop and cannot become {target} any more; start it again when it is Stopped.",
+            {"current": RuntimeDesired.SUSPENDED.value, "desired": target.value},
         )
     if row.runtime_status is RuntimeStatus.UNAVAILABLE:
         return Refusal(

@@ -109,6 +109,19 @@ async def test_RT3_unknown_is_404(logged: LoggedHouse) -> None:
     assert (answer.status, answer.error_code) == (400, "InvalidQueryParam")
 
 
+async def test_RT3_an_old_client_reads_until_the_connection_closes(logged: LoggedHouse) -> None:
+    await logged.create()
+    host, _, port = logged.address.rpartition(":")
+    async with await anyio.connect_tcp(host, int(port)) as connection:
+        await connection.send(b"GET /v0/pipelines/p1/logs?follow=false HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        with anyio.fail_after(5):
+            async for data in connection:
+                answer += data
+    assert answer.startswith(b"HTTP/1.0 200")
+    assert b"Fresh start of pipeline logs" in answer
+
+
 async def test_RT3_how_it_comes(logged: LoggedHouse) -> None:
     row = await logged.create()
     async with stream(logged) as response:

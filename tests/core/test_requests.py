@@ -52,6 +52,7 @@ CODES = {
     "K": "DeleteRestrictedToClearedStorage",
     "N": "PipelineInteractionNotDeployed",
     "S": "StorageStatusImmutableUnlessStopped",
+    "T": "InvalidTransition",
     "U": "UpdateRestrictedToStopped",
 }
 REQUESTS: dict[str, Callable[[Pipeline], Answer]] = {
@@ -89,9 +90,9 @@ Clearing Provisioning Stopped      I     =    =    S     F       N     U    U   
 Cleared  Provisioning Provisioned  =     +    +    S     F       N     U    U      +        =    U    D
 InUse    Provisioning Provisioned  =     +    +    S     F       N     U    U      +        =    U    D
 Clearing Provisioning Provisioned  C     +    +    S     F       N     U    U      +        =    U    D
-Cleared  Provisioned  Stopped      I     =    =    S     F       +     U    U      +        =    U    D
-InUse    Provisioned  Stopped      I     =    =    S     F       +     U    U      +        =    U    D
-Clearing Provisioned  Stopped      I     =    =    S     F       +     U    U      +        =    U    D
+Cleared  Provisioned  Stopped      I     =    =    S     F       T     U    U      +        =    U    D
+InUse    Provisioned  Stopped      I     =    =    S     F       T     U    U      +        =    U    D
+Clearing Provisioned  Stopped      I     =    =    S     F       T     U    U      +        =    U    D
 Cleared  Provisioned  Provisioned  =     +    +    S     F       +     U    U      +        =    U    D
 InUse    Provisioned  Provisioned  =     +    +    S     F       +     U    U      +        =    U    D
 Clearing Provisioned  Provisioned  C     +    +    S     F       +     U    U      +        =    U    D
@@ -297,6 +298,14 @@ def test_what_a_clear_writes() -> None:
         "storage_status_details": None,
         "resume": None,
     }
+
+
+def test_clearing_that_is_under_way_keeps_what_it_told() -> None:
+    row = replace(
+        corner(StorageStatus.CLEARING, ResourcesStatus.STOPPED, STOPPED),
+        storage_status_details={"checkpoints": [], "reason": "disk"},
+    )
+    assert requests.clear(row) is row
 
 
 def test_a_refused_clear_tells_every_status() -> None:

@@ -186,3 +186,23 @@ def test_a_lost_database_row_is_named(daemon: Daemon) -> None:
     assert daemon.wait() != 0
     assert str(database) in daemon.log_text()
     assert "Traceback" not in daemon.log_text()
+
+
+def test_what_was_started_paused_can_be_observed(daemon: Daemon) -> None:
+    daemon.create("p", SLEEPER)
+    daemon.start_pipeline("p", initial="paused")
+    assert daemon.ask("GET", "/v0/pipelines/p/stats").body["global_metrics"]["state"] == "Paused"
+    assert "records_processed_total" in daemon.ask("GET", "/v0/pipelines/p/metrics").body
+    daemon.post("p", "resume")
+    daemon.until("p", lambda p: p["deployment_status"] == "Running")
+    assert daemon.ask("GET", "/v0/pipelines/p/stats").status == 200
+
+
+def test_what_was_told_to_stop_is_not_paused_any_more(daemon: Daemon) -> None:
+    daemon.create("p", "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEPER)
+    daemon.start_pipeline("p")
+    time.sleep(0.3)  # until it ignores the signal; before that it just ends
+    daemon.post("p", "stop", force="false")
+    refused = daemon.ask("POST", "/v0/pipelines/p/pause")
+    assert (refused.status, refused.body["error_code"]) == (400, "InvalidTransition")
+    daemon.stop_pipeline("p", force=True)

@@ -58,6 +58,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "DismissErrorRestrictedToFullyStopped": 400,
         "StorageStatusImmutableUnlessStopped": 400,
         # Interaction with a process
+        "InvalidTransition": 400,
         "PipelineInteractionNotDeployed": 503,
         "PipelineUnavailable": 503,
         "PipelineInteractionUnreachable": 503,

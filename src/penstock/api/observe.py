@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import aclosing
 
 import anyio
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from penstock.api import query
 from penstock.api.context import PIPELINE, context_of, pipeline_of
@@ -46,7 +46,8 @@ async def get_logs(request: web.Request) -> web.StreamResponse:
     row = await pipeline_of(request)
     context = context_of(request)
     response = web.StreamResponse(headers=_STREAM_HEADERS)
-    response.enable_chunked_encoding()
+    if request.version >= HttpVersion11:  # an older client reads until the connection closes
+        response.enable_chunked_encoding()
     await response.prepare(request)
     async with aclosing(context.logs.read(row.id, follow=follow)) as blocks:
         # A pipeline that was deleted before its log was opened has nobody left to end this stream.

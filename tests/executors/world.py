@@ -143,12 +143,26 @@ class ProcessWorld:
     def kill_all(self) -> None:
         """Leave nothing behind."""
         give_up_at = time.monotonic() + 5
-        while pids := [pid for pid in _pids() if is_of(environment(pid), self.instance_id)]:
+
+        def ours() -> list[int]:
+            return [pid for pid in _pids() if is_of(environment(pid), self.instance_id) or self._holds_a_lock(pid)]
+
+        while pids := ours():
             assert time.monotonic() < give_up_at, f"cannot kill {pids}"
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
+
+    def _holds_a_lock(self, pid: int) -> bool:
+        """Whatever else it hides, what was passed on to it shows where it comes from."""
+        state_dir = str(self.state_dir)
+        with suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                path = os.readlink(f"/proc/{pid}/fd/{name}")
+                if pid != os.getpid() and path.startswith(state_dir) and "storage.lock" in path:
+                    return True
+        return False
 
 
 @contextmanager

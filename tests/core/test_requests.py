@@ -349,6 +349,16 @@ def test_steering_by_runtime_status(target: RuntimeDesired, status: RuntimeStatu
         assert requests.steer(after, target) is after
 
 
+@pytest.mark.parametrize("mode", StopMode)
+@pytest.mark.parametrize("status", RuntimeStatus)
+def test_what_was_told_to_stop_is_steered_nowhere_else(status: RuntimeStatus, mode: StopMode) -> None:
+    """Contract 2.7: nothing follows upon Suspended, whether the process can be reached or not."""
+    row = corner(StorageStatus.IN_USE, ResourcesStatus.PROVISIONED, WANTED)
+    refused = requests.steer(replace(row, stop_mode=mode, runtime_status=status), RuntimeDesired.PAUSED)
+    assert isinstance(refused, Refusal)
+    assert (refused.code, refused.details) == ("InvalidTransition", {"current": "Suspended", "desired": "Paused"})
+
+
 def test_refused_steering_tells_where_the_pipeline_is() -> None:
     refused = requests.steer(corner(StorageStatus.IN_USE, ResourcesStatus.STOPPING, STOPPED), RuntimeDesired.PAUSED)
     assert isinstance(refused, Refusal)

@@ -104,10 +104,10 @@ class User:
         assert self.daemon.ask("POST", f"/v0/pipelines/{one.name}/clear").status in (202, 400)
 
     def _pause(self, one: Known, before: tuple[str, bool]) -> None:
-        assert self.daemon.ask("POST", f"/v0/pipelines/{one.name}/pause").status in (202, 503)
+        assert self.daemon.ask("POST", f"/v0/pipelines/{one.name}/pause").status in (202, 400, 503)
 
     def _resume(self, one: Known, before: tuple[str, bool]) -> None:
-        assert self.daemon.ask("POST", f"/v0/pipelines/{one.name}/resume").status in (202, 503)
+        assert self.daemon.ask("POST", f"/v0/pipelines/{one.name}/resume").status in (202, 400, 503)
 
     def _edit(self, one: Known, before: tuple[str, bool]) -> None:
         """A new program while stopped: compile, and early starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -93,6 +94,18 @@ async def test_the_environment_is_clean(world: ProcessWorld, monkeypatch: pytest
         "code",
         "BIRTHS",
     }
+
+
+async def test_no_signal_is_ignored_because_the_daemon_was_begun_so(world: ProcessWorld) -> None:
+    before = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    try:
+        async with world.open() as executor:
+            row = world.python("print(open('/proc/self/status').read())")
+            status = "\n".join(await output(world, executor, row))
+    finally:
+        signal.signal(signal.SIGQUIT, before)
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    assert not ignored & 1 << signal.SIGQUIT - 1
 
 
 async def test_only_its_three_descriptors_and_the_lock(world: ProcessWorld, executor: ProcessExecutor) -> None:

@@ -82,8 +82,7 @@ class Launcher:
         # Two pidfds for each pipeline; programs get the limit that the daemon was started with.
         with suppress(OSError, ValueError):  # a hard limit above what the kernel allows
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile[1], self._nofile[1]))
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, no recorder could wait for its program
+        _heed_signals()
 
     def close(self) -> None:
         """Forget the children, which go on."""
@@ -217,3 +216,14 @@ class Launcher:
         if code != LOST:
             how = f"ended with code {code}" if code is not None else f"has not done so within {CLAIM_SECONDS:g} s"
             raise cannot(f"The shell that begins the program {how}. It is looked at again.", retry=True)
+
+
+def _heed_signals() -> None:
+    """Have no program inherit that a signal is ignored, as a shell arranges for its background jobs.
+
+    With SIGCHLD ignored no recorder could wait for its program, with SIGTERM none would end as asked. What Python
+    itself ignores, Popen gives back.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)

@@ -174,7 +174,10 @@ class Loop:
             elif result == "stale" and count == 1:
                 self._schedule.add(pipeline_id, now)
             elif setback:
-                self._schedule.add(pipeline_id, now + backoff_seconds(count))
+                wait = backoff_seconds(count)
+                if turn is not None and turn.retry and turn.revisit_seconds is not None:
+                    wait = min(wait, turn.revisit_seconds)
+                self._schedule.add(pipeline_id, now + wait)
             elif turn is not None and turn.revisit_seconds is not None:
                 self._schedule.add(pipeline_id, now + turn.revisit_seconds)
             if not count:

@@ -75,7 +75,8 @@ class Policy:
 class Decision:
     """What one turn shall do: record `rows` in order, one transaction; then perform `effect`.
 
-    `revisit_seconds` None = only when woken. `retry` = again after a backoff that the loop keeps. `reason` is a
+    `revisit_seconds` None = only when woken. `retry` = again after a backoff that the loop keeps, `revisit_seconds` at
+    the most. `reason` is a
     constant text; it becomes the cause of the events.
     """
 
@@ -239,9 +240,10 @@ def step(
         case (storage.CLEARING, resources.STOPPED, desired.PROVISIONED):
             return _refuse_start(row, _impossible(row), now, "impossible desired status")
         case (storage.IN_USE, resources.PROVISIONING, desired.PROVISIONED):
-            return _await_ready(row, seen, now, policy)
+            deadline = row.resources_status_since + timedelta(seconds=provisioning_timeout_seconds(row, policy))
+            return _retried_by(deadline, _await_ready(row, seen, now, policy), now)
         case (storage.IN_USE, resources.PROVISIONED, desired.PROVISIONED):
-            return _observe(row, seen, now, policy)
+            return _retried_by(row.stop_deadline, _observe(row, seen, now, policy), now)
         case (storage.IN_USE, resources.PROVISIONING | resources.PROVISIONED, desired.STOPPED):
             return _stop(row, None, now, "stop requested")
         case (_, resources.STOPPING, desired.STOPPED | desired.PROVISIONED):
@@ -252,6 +254,13 @@ def step(
             desired.STOPPED | desired.PROVISIONED,
         ):
             return _stop(row, _impossible(row), now, "impossible status")
+
+
+def _retried_by(deadline: datetime | None, decision: Decision, now: datetime) -> Decision:
+    """Have what is retried looked at again no later than `deadline`, however long the backoff has become."""
+    if deadline is None or not decision.retry:
+        return decision
+    return replace(decision, revisit_seconds=max(0.0, (deadline - now).total_seconds()))
 
 
 def _rest(row: Pipeline, now: datetime) -> Decision:

@@ -278,6 +278,29 @@ async def test_a_graceful_stop_waits_and_then_kills() -> None:
         assert (await house.row(p1)).deployment_error is None
 
 
+async def test_a_graceful_stop_that_cannot_be_told_is_forced_at_its_deadline() -> None:
+    """However long the backoff between the attempts has become by then."""
+    async with running(House()) as house:
+        p1 = await house.create()
+        await house.start(p1)
+        await house.until(p1, runs)
+        fault = Fault("PipelineInteractionUnreachable", "nobody listens")
+        house.world.refusals = [ExecutorError(fault, retry=True) for _ in range(11)]
+        await house.stop(p1, force=False)
+        took = await house.until(p1, is_(R.STOPPING), within_seconds=60)
+        assert took == pytest.approx(30, abs=0.1)
+
+
+async def test_provisioning_that_fails_again_and_again_ends_at_its_deadline() -> None:
+    async with running(House()) as house:
+        fault = Fault("RunnerProvisionError", "no space left")
+        house.world.refusals = [ExecutorError(fault, retry=True) for _ in range(12)]
+        p1 = await house.create()
+        await house.start(p1)
+        took = await house.until(p1, is_(R.STOPPING), within_seconds=60)
+        assert took == pytest.approx(20, abs=0.1)
+
+
 async def test_force_cuts_a_graceful_stop_short() -> None:
     async with running(House()) as house:
         p1 = await house.create()

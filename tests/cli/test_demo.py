@@ -73,6 +73,19 @@ def test_interrupted_it_cleans_up_too(tmp_path: Path, number: int, line: int) ->
     assert_nothing_left(tmp_path)
 
 
+def test_impatience_changes_nothing(tmp_path: Path) -> None:
+    run = demo(tmp_path)
+    assert run.stdout is not None
+    for _ in range(3):
+        run.stdout.readline()
+    for _ in range(5):
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert_nothing_left(tmp_path)
+
+
 def test_keep_serves_on_until_it_is_interrupted(tmp_path: Path) -> None:
     run = demo(tmp_path, "--keep")
     assert run.stdout is not None

@@ -53,6 +53,9 @@ def run(*, keep: bool, console: Console) -> None:
             if keep:
                 _serve_on(daemon, console)
         finally:
+            # Whoever is impatient here would leave a daemon behind; each step of the clean-up is bounded.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             daemon.end()
 
 

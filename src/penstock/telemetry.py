@@ -224,11 +224,16 @@ def _each(rows: Sequence[Pipeline]) -> Iterator[Metric]:
 # --- log events -----------------------------------------------------------------------------------------------------
 
 
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)  # they hold programs, and what is secret in them
+)
+
+
 def set_up_logging(log_format: str, level: str, stream: TextIO = sys.stderr) -> None:
     """Set structlog up: `log_format` text, json, or auto (text on a terminal); `level` debug to error."""
     text = log_format == "text" or (log_format == "auto" and stream.isatty())
     renderer: Callable[[WrappedLogger, str, EventDict], str | bytes] = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if text
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
@@ -238,7 +243,7 @@ def set_up_logging(log_format: str, level: str, stream: TextIO = sys.stderr) -> 
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
             structlog.processors.StackInfoRenderer(),
-            *([] if text else [structlog.processors.dict_tracebacks]),
+            *([] if text else [_TRACEBACKS]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),

@@ -100,7 +100,9 @@ class _ServerLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Log `record` as an event."""
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, http_exceptions.HttpProcessingError):
+        if isinstance(error, ConnectionError):
+            log.debug("client gone", error=str(error))
+        elif isinstance(error, http_exceptions.HttpProcessingError):
             log.debug("malformed request", error=str(error))
         else:
             log.error("http server failed", text=record.getMessage(), exc_info=error)

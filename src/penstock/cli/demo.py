@@ -262,6 +262,7 @@ class _Daemon:
             with suppress(DemoFailed):
                 self.start()
         with suppress(DemoFailed, OSError, http.client.HTTPException):
+            self._wait_for(self._is_ready, "the daemon to be ready")
             self.post("stop", "?force=true")
             self.until(lambda row: row["deployment_status"] == "Stopped")
         if self._process is not None:

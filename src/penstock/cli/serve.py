@@ -14,15 +14,12 @@ from pathlib import Path
 
 import anyio
 import click
-import structlog
 
 from penstock.cli import FAILED, INTERRUPTED, REFUSED, TRY_AGAIN
 from penstock.ports import PenstockError, StoreLocked, StoreUnavailable
 from penstock.service import Notifier, shrug_off_hangup
 from penstock.settings import ConfigRefused, Settings, load
 from penstock.telemetry import set_up_logging
-
-log = structlog.get_logger()
 
 _PATH = click.Path(path_type=Path, resolve_path=True)
 
@@ -61,7 +58,6 @@ def serve(
             raise
         code, text = explained
         click.echo(text, err=True)
-        log.debug("ended by", exc_info=error)
         sys.exit(code)
 
 

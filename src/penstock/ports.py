@@ -166,7 +166,7 @@ class Executor(Protocol):
     async def look(self, row: Pipeline) -> Sighting:
         """Tell what is there of the row's deployment, adopting what an earlier daemon left. Changes nothing.
 
-        For a Stopped row: Absent, with `storage_remains` telling whether storage of the pipeline exists.
+        For a Stopped row: Absent; while its storage is Clearing, with `storage_remains` telling whether any exists.
         Anything unsure is Unseen. Never raises for the world's failures.
         """
         ...

@@ -13,7 +13,7 @@ from penstock import linux
 from penstock.executors.procfs import is_alive
 from penstock.machine import HOST_RESTARTED
 from penstock.model import Absent, ClearStorage, Ended, Pipeline, Provision, Ready, StopCompute, Unseen
-from penstock.testing.executor_contract import deployment, provisioned, stopped, stopping, until
+from penstock.testing.executor_contract import clearing, deployment, provisioned, stopped, stopping, until
 
 from .world import BORN, ProcessWorld
 
@@ -144,6 +144,6 @@ async def test_a_host_that_restarted_keeps_the_storage(world: ProcessWorld) -> N
     storage.mkdir()
     async with world.open() as executor:
         await executor.perform(stopping(row), StopCompute())
-        assert await executor.look(stopped(row)) == Absent(storage_remains=True)
+        assert await executor.look(clearing(row)) == Absent(storage_remains=True)
         await executor.perform(stopped(row), ClearStorage())
-        assert await executor.look(stopped(row)) == Absent(storage_remains=False)
+        assert await executor.look(clearing(row)) == Absent(storage_remains=False)

@@ -201,7 +201,7 @@ async def test_the_next_deployment_removes_what_is_left_of_the_last(
     second = replace(first, deployment_id=DeploymentId(world.clock.new_id()))
     await executor.perform(second, Provision())
     assert isinstance(await executor.look(second), Ready)
-    assert os.listdir(world.records(second).root.parent) == [second.deployment_id]
+    await until(lambda: os.listdir(world.records(second).root.parent) == [second.deployment_id])
 
 
 # --- once -------------------------------------------------------------------------------------------------------------

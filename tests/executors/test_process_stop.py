@@ -12,7 +12,16 @@ from penstock.executors import ProcessExecutor, killing
 from penstock.executors.procfs import holders, is_alive
 from penstock.model import Absent, ClearStorage, Ended, Provision, Ready, RuntimeDesired, SteerRuntime, StopCompute
 from penstock.ports import Compute, ExecutorError
-from penstock.testing.executor_contract import deployment, provisioned, reported, seen, stopped, stopping, until
+from penstock.testing.executor_contract import (
+    clearing,
+    deployment,
+    provisioned,
+    reported,
+    seen,
+    stopped,
+    stopping,
+    until,
+)
 
 from .world import BORN, PYTHON, ProcessWorld, world_in
 
@@ -145,7 +154,7 @@ async def test_storage_is_not_cleared_under_anybody(world: ProcessWorld, executo
         await executor.perform(stopped(row), ClearStorage())
     assert refused.value.retry
     assert refused.value.fault.code == "RunnerClearError"
-    assert await executor.look(stopped(row)) == Absent(storage_remains=True)
+    assert await executor.look(clearing(row)) == Absent(storage_remains=True)
     assert await reported(executor, row) is not None
 
 
@@ -160,11 +169,11 @@ async def test_what_cannot_be_cleared_is_not_called_cleared(world: ProcessWorld,
     (home / "storage").symlink_to(home / "elsewhere")
     with pytest.raises(ExecutorError, match="symbolic link"):
         await executor.perform(stopped(row), ClearStorage())
-    assert await executor.look(stopped(row)) == Absent(storage_remains=True)
+    assert await executor.look(clearing(row)) == Absent(storage_remains=True)
     (home / "storage").unlink()
     (home / "elsewhere").rename(home / "storage")
     await executor.perform(stopped(row), ClearStorage())
-    assert await executor.look(stopped(row)) == Absent(storage_remains=False)
+    assert await executor.look(clearing(row)) == Absent(storage_remains=False)
     assert not (home / "deployments").exists()
 
 
@@ -173,9 +182,9 @@ async def test_what_an_interrupted_clear_renamed_aside_remains(world: ProcessWor
     aside = world.state_dir / "pipelines" / row.id / "trash" / "storage-1"
     aside.mkdir(parents=True)
     (aside / "file").touch()
-    assert await executor.look(stopped(row)) == Absent(storage_remains=True)
+    assert await executor.look(clearing(row)) == Absent(storage_remains=True)
     await executor.perform(stopped(row), ClearStorage())
-    assert await executor.look(stopped(row)) == Absent(storage_remains=False)
+    assert await executor.look(clearing(row)) == Absent(storage_remains=False)
     assert not aside.parent.exists()
 
 

@@ -26,7 +26,7 @@ from penstock.executors.records import Claim, Records
 from penstock.executors.storage import Held, Home
 from penstock.executors.watch import Watched
 from penstock.linux import IN_CLOSE_WRITE, Inotify, host_id
-from penstock.model import Pipeline, RuntimeDesired
+from penstock.model import DeploymentId, Pipeline, RuntimeDesired
 from penstock.ports import Logs, Toolchains
 
 log = structlog.get_logger("penstock.executors.launching")
@@ -43,9 +43,19 @@ are read in threads of their own, so that none waits for the spawns of others.""
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A deployment whose program was begun: by whom, what it speaks, and which earlier ones have left something."""
+
+    claim: Claim
+    contract: str
+    earlier: tuple[DeploymentId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Spawned:
     recorder: Recorder
     contract: str
+    earlier: tuple[DeploymentId, ...]
 
 
 class Launcher:
@@ -73,11 +83,13 @@ class Launcher:
         self._children: dict[int, Watched] = {}
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._inherited: dict[str, str] = {}
+        self._setsid: str | None = None
 
     def start(self) -> None:
         """Make this process fit to have many children that outlive it."""
         self._loop = asyncio.get_running_loop()
         self._inherited = inherited()
+        self._setsid = shutil.which("setsid")
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
         # Two pidfds for each pipeline; programs get the limit that the daemon was started with.
         with suppress(OSError, ValueError):  # a hard limit above what the kernel allows
@@ -96,8 +108,8 @@ class Launcher:
         """The recorder of that pid, if this process began it and has not reaped it; it is watched here, not yours."""
         return self._children.get(pid)
 
-    async def begin(self, row: Pipeline, home: Home, records: Records) -> tuple[Claim, str] | None:
-        """Begin the program unless somebody has: the claim that was seen, and the contract.
+    async def begin(self, row: Pipeline, home: Home, records: Records) -> Begun | None:
+        """Begin the program unless somebody has, and wait until it is claimed.
 
         None: the next look tells whose it is. Raises ExecutorError. May be repeated and cancelled at any time.
         """
@@ -109,11 +121,12 @@ class Launcher:
                 claim = await self._claimed(records, spawned.recorder)
             except OSError as error:
                 raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
-        return None if claim is None else (claim, spawned.contract)
+        return None if claim is None else Begun(claim, spawned.contract, spawned.earlier)
 
     def _spawn(self, row: Pipeline, home: Home, records: Records) -> _Spawned | None:
         """Spawn the recorder; None if the deployment is claimed. In a thread."""
         home.make()
+        earlier = tuple(one for one in home.deployments() if one != records.root.name)
         records.make()
         if records.read_claim() is not None:
             return None
@@ -139,13 +152,10 @@ class Launcher:
             text = f"The program cannot be begun: {error}. Correct its command or its environment."
             raise cannot(text, retry=False) from error
         self._loop.call_soon_threadsafe(self._mind, recorder)
-        with suppress(OSError):  # meanwhile the claim is made; what remains is deleted at the next start
-            home.delete_earlier(records)
-        return _Spawned(recorder, prepared.contract)
+        return _Spawned(recorder, prepared.contract, earlier)
 
     def _launch(self, row: Pipeline, records: Records, prepared: Prepared, lock: int) -> Recorder:
-        setsid = shutil.which("setsid")
-        if setsid is None:
+        if self._setsid is None:
             raise cannot("setsid(1) is not on the daemon's PATH; install util-linux.", retry=False)
         output = os.open(self._logs.path(row.id), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -159,7 +169,7 @@ class Launcher:
                     descriptors=(lock,),
                     soft_nofile="unlimited" if soft == resource.RLIM_INFINITY else str(soft),
                     stopped=prepared.contract == "process" and row.runtime_intent is RuntimeDesired.PAUSED,
-                    setsid=setsid,
+                    setsid=self._setsid,
                 )
             )
         finally:

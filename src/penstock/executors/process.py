@@ -70,6 +70,7 @@ from penstock.model import (
     Starting,
     SteerRuntime,
     StopCompute,
+    StorageStatus,
     Unseen,
 )
 from penstock.ports import Clock, Compute, ExecutorError, Logs, Probe, Toolchains, Usage
@@ -134,15 +135,19 @@ class ProcessExecutor:
         self._known: dict[DeploymentId, Deployment] = {}
         self._of: dict[PipelineId, set[DeploymentId]] = {}
         self._listeners: list[asyncio.Queue[PipelineId]] = []
+        self._tasks = anyio.create_task_group()
 
     async def __aenter__(self) -> Self:
         self._inotify.__enter__()
         self._launcher.start()
+        await self._tasks.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
         for deployment in list(self._known):
             self._drop(deployment)
         self._launcher.close()
@@ -155,7 +160,8 @@ class ProcessExecutor:
         """Tell what is there of the row's deployment, adopting what an earlier daemon left. See `ports.Executor`."""
         try:
             if row.deployment_id is None or row.resources_status is ResourcesStatus.STOPPED:
-                return Absent(storage_remains=await self._read(self._home(row.id).remains))
+                clearing = row.storage_status is StorageStatus.CLEARING
+                return Absent(storage_remains=clearing and await self._read(self._home(row.id).remains))
             compute = Compute(row.id, row.deployment_id)
             deployment = self._known.get(compute.deployment_id)
             if deployment is None:
@@ -333,14 +339,20 @@ class ProcessExecutor:
         begun = await self._launcher.begin(row, home, records)
         if begun is None:
             return
-        claim, contract = begun
-        facts = Facts(claim=claim, host=self._launcher.host, contract=contract, told_to_end=False)
+        facts = Facts(claim=begun.claim, host=self._launcher.host, contract=begun.contract, told_to_end=False)
         try:
-            deployment = self._adopt(compute, records, facts, claim)
+            deployment = self._adopt(compute, records, facts, begun.claim)
         except OSError as error:
             raise cannot(f"The program cannot be watched: {error}.", retry=True) from error
-        if row.runtime_intent is RuntimeDesired.PAUSED and contract == "process":
+        for earlier in begun.earlier:
+            self._tasks.start_soon(self._tidy, home, earlier)
+        if row.runtime_intent is RuntimeDesired.PAUSED and begun.contract == "process":
             await _is_stopped_soon(deployment.program, STEER_SECONDS, stopped=True)
+
+    async def _tidy(self, home: Home, deployment: DeploymentId) -> None:
+        """Delete what an earlier deployment has left, beside everything else; what remains goes at the next start."""
+        with suppress(OSError):
+            await to_thread.run_sync(home.delete_deployment, deployment, abandon_on_cancel=True, limiter=self._clearing)
 
     # --- steer --------------------------------------------------------------------------------------------------------
 

@@ -100,11 +100,15 @@ class Home:
             delete(self._trash)
             _sync(self.root)
 
-    def delete_earlier(self, current: Records) -> None:
-        """Delete the directories of other deployments than the one whose records are `current`."""
-        for name in _names(self._deployments):
-            if name != current.root.name:
-                delete(self._deployments / name)
+    def delete_deployment(self, deployment_id: DeploymentId) -> None:
+        """Delete what is kept of a deployment that is over; nothing if there is nothing."""
+        root = self.records(deployment_id).root
+        if _exists(root):
+            delete(root)
+
+    def deployments(self) -> list[DeploymentId]:
+        """The deployments of which something is kept."""
+        return [DeploymentId(name) for name in _names(self._deployments)]
 
     def exists(self) -> bool:
         """Tell whether anything is kept of the pipeline."""

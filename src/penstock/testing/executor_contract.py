@@ -28,6 +28,7 @@ from penstock.model import (
     Sighting,
     SteerRuntime,
     StopCompute,
+    StorageStatus,
 )
 from penstock.ports import Compute, Executor, ExecutorError
 
@@ -77,6 +78,11 @@ def stopped(row: Pipeline) -> Pipeline:
         deployment_id=None,
         runtime_intent=None,
     )
+
+
+def clearing(row: Pipeline) -> Pipeline:
+    """The same row at rest, with storage that is to be cleared."""
+    return replace(stopped(row), storage_status=StorageStatus.CLEARING)
 
 
 async def until(true: Callable[[], Awaitable[bool] | bool], seconds: float = PATIENCE_SECONDS) -> None:
@@ -214,10 +220,10 @@ class ExecutorContract:
         async with world.open() as executor:
             await executor.perform(row, Provision())
             await executor.perform(stopping(row), StopCompute())
-            assert await executor.look(stopped(row)) == Absent(storage_remains=True)
+            assert await executor.look(clearing(row)) == Absent(storage_remains=True)
             for _ in range(2):
-                await executor.perform(stopped(row), ClearStorage())
-                assert await executor.look(stopped(row)) == Absent(storage_remains=False)
+                await executor.perform(clearing(row), ClearStorage())
+                assert await executor.look(clearing(row)) == Absent(storage_remains=False)
 
     async def test_survey_and_discard(self, world: World) -> None:
         rows = [world.provisioning() for _ in range(3)]

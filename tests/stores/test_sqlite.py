@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
@@ -37,9 +36,11 @@ from penstock.model import (
     StorageStatus,
 )
 from penstock.ports import StoreCorrupt, StoreLocked, StoreUnavailable
+from penstock.stores import reserve
 from penstock.stores.sqlite import SqliteStore, open_sqlite
 from penstock.testing.store_contract import commit, described, detailed, new_row, toggled, wanted
 from penstock.testing.virtual import ManualClock
+from tests.disks import KINDS, small_disk
 from tests.stores.committer import COMMITTERS, RETENTION
 from tests.stores.files import (
     commits,
@@ -173,7 +174,11 @@ async def test_closing_leaves_one_whole_unlocked_file(path: Path, clock: ManualC
     async with open_sqlite(path, clock=clock) as store:
         row = await store.create(new_row(clock))
         await store.events(row.id)
-    assert sorted(each.name for each in path.parent.iterdir()) == ["penstock.db", "penstock.db.lock"]
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "penstock.db",
+        "penstock.db.lock",
+        "penstock.db.reserve",
+    ]
     with pytest.raises(StoreUnavailable, match="closed"):
         await commit(store, clock, row, wanted(row, clock))
     with pytest.raises(StoreUnavailable, match="closed"):
@@ -451,7 +456,7 @@ async def test_a_disk_that_refuses_to_write(store: SqliteStore, path: Path, cloc
 
     @contextmanager
     def trouble() -> Iterator[None]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(f"{path}-wal").st_size, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # which it has long passed
         try:
             yield
         finally:
@@ -460,18 +465,17 @@ async def test_a_disk_that_refuses_to_write(store: SqliteStore, path: Path, cloc
     await fails_then_recovers(store, clock, trouble(), "disk I/O error.*look at its disk")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", mounted], capture_output=True).returncode != 0:
-        pytest.skip("may not mount a small disk")
-    yield mounted
-    subprocess.run(["umount", "--lazy", mounted], check=True)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_full_disk_without_a_reserve(
+    tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(reserve, "RESERVE_BYTES", 0)
+    with small_disk(tmp_path, kind, 24) as disk:
+        await full_disk(disk, clock)
 
 
-async def test_a_full_disk(small_disk: Path, clock: ManualClock) -> None:
-    ballast = small_disk / "ballast"
+async def full_disk(disk: Path, clock: ManualClock) -> None:
+    ballast = disk / "ballast"
 
     @contextmanager
     def trouble() -> Iterator[None]:
@@ -481,7 +485,7 @@ async def test_a_full_disk(small_disk: Path, clock: ManualClock) -> None:
         yield
         ballast.unlink()
 
-    async with open_sqlite(small_disk / "penstock.db", clock=clock, retention=3) as store:
+    async with open_sqlite(disk / "penstock.db", clock=clock, retention=3) as store:
         await fails_then_recovers(store, clock, trouble(), "full.*free some space")
 
         async def check_often() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from penstock.model import Author, MonitorEvent, Pipeline, PipelineId, TenantId
+from penstock.model import Author, MonitorEvent, Pipeline, PipelineId, ResourcesDesired, TenantId
 from penstock.ports import Clock, Listener, StoreUnavailable
 from penstock.stores.columns import Value
 from penstock.stores.rows import Decide, Delta, Rows
@@ -56,6 +56,7 @@ async def open_sqlite(
             with CancelScope(shield=True):
                 await store.close()
     finally:
+        file.reserve.release()
         os.close(file.lock)
 
 
@@ -81,6 +82,7 @@ class SqliteStore:
         self._writer = Writer(
             path=file.path,
             connection=file.connection,
+            reserve=file.reserve,
             rows=Rows(file.rows),
             retention=retention,
             announce=self._announce,
@@ -95,7 +97,8 @@ class SqliteStore:
     async def create(self, row: Pipeline, *, by: Author = Author.USER) -> Pipeline:
         """Add a new pipeline and its first event. Raises NameTaken; StaleRevision if the id exists."""
         new_id = self._new_ids(1)
-        written = await self._write(lambda rows: rows.creation(row, by=by, new_id=new_id), by=by, durable=True)
+        creation = partial(Rows.creation, row=row, by=by, new_id=new_id)
+        written = await self._write(creation, by=by, durable=True, grows=by is Author.USER)
         return written.after or row
 
     async def get(self, pipeline_id: PipelineId) -> Pipeline | None:
@@ -127,7 +130,8 @@ class SqliteStore:
             new_id=self._new_ids(len(rows)),
             details_interval_seconds=self._details_interval_seconds,
         )
-        written = await self._write(decide, by=by, durable=by is Author.USER)
+        user = by is Author.USER
+        written = await self._write(decide, by=by, durable=user, grows=user and _takes_on_more(before, rows[-1]))
         return written.after or before
 
     async def delete(self, before: Pipeline) -> None:
@@ -176,10 +180,10 @@ class SqliteStore:
         """Ids for the writer's thread, made here: a Clock need not be safe for threads."""
         return iter([self._clock.new_id() for _ in range(count)]).__next__
 
-    async def _write(self, decide: Decide, *, by: Author, durable: bool) -> Delta:
+    async def _write(self, decide: Decide, *, by: Author, durable: bool, grows: bool = False) -> Delta:
         self._refuse_if_closed()
         answer: asyncio.Future[Delta] = self._loop.create_future()
-        self._writer.submit(Write(decide, by, durable, answer))
+        self._writer.submit(Write(decide=decide, by=by, durable=durable, grows=grows, answer=answer))
         return await answer
 
     def _announce(self, outcomes: list[Outcome]) -> None:
@@ -237,3 +241,9 @@ class SqliteStore:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreUnavailable(f"{self._path}: the store is closed")
+
+
+def _takes_on_more(before: Pipeline, after: Pipeline) -> bool:
+    """Tell whether a user wants what a full disk has no room for: another program or configuration, or a start."""
+    started = before.resources_desired is ResourcesDesired.STOPPED is not after.resources_desired
+    return started or after.spec != before.spec

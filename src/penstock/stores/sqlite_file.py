@@ -17,6 +17,7 @@ from penstock.model import MonitorEvent, Pipeline
 from penstock.ports import StoreCorrupt, StoreError, StoreLocked, StoreUnavailable
 from penstock.stores import columns
 from penstock.stores.columns import Columns, Value
+from penstock.stores.reserve import Reserve
 from penstock.stores.statements import Statement, migrations, statements
 
 SCHEMA_MAJOR = 1
@@ -45,6 +46,12 @@ _ADVICE: Mapping[int, str] = {
 }
 """What passes, and how a person can help it pass; by primary result code."""
 
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
+"""The disk is full; the second when the index of the log, which SQLite makes anew at each start, is to be made."""
+
+OPEN_ATTEMPTS = 20
+"""How often the disk is given a little of the reserve to open the database with: somebody else may be quicker."""
+
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
 """What does not pass. SQLITE_ERROR is a schema that is not ours any more: the statements themselves are tested."""
 
@@ -53,7 +60,7 @@ _MEND = "Stop Penstock, keep a copy of the file and its -wal, then restore a bac
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is locked, up to date and understood. Who takes it closes `connection`, then `lock`."""
+    """A file that is locked, up to date and understood. Who takes it closes `connection`, `reserve`, and `lock`."""
 
     path: str
     """With symbolic links followed: one file has one lock, whatever it is called."""
@@ -61,6 +68,7 @@ class OpenFile:
     lock: int
     """A descriptor."""
     connection: sqlite3.Connection
+    reserve: Reserve
     instance_id: str
     rows: list[Pipeline]
     latest: list[MonitorEvent]
@@ -78,7 +86,8 @@ def explain(path: str, error: sqlite3.Error) -> StoreError | None:
         return None
     primary = code & 0xFF
     if primary in _ADVICE:
-        return StoreUnavailable(f"{path}: {error} ({error.sqlite_errorname}): {_ADVICE[primary]}")
+        advice = _ADVICE[sqlite3.SQLITE_FULL if code in _NO_ROOM else primary]
+        return StoreUnavailable(f"{path}: {error} ({error.sqlite_errorname}): {advice}")
     if primary in _DAMAGE:
         return corrupt(path, f"{error} ({error.sqlite_errorname})")
     return None
@@ -114,13 +123,16 @@ def open_file(path: str, *, now: datetime, new_instance_id: str) -> OpenFile:
         undo.callback(os.close, lock)
         # Programs' environments stand in it: nobody else's to read. SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        connection = undo.enter_context(closing(connect(path)))
-        _prepare(connection, path)
+        reserve = Reserve(path)
+        undo.callback(reserve.release)
+        connection = undo.enter_context(closing(_open(path, reserve)))
+        reserve.secure_index()
+        reserve.extend()
         _migrate(connection, path, now)
         instance_id = _instance_id(connection, new_instance_id)
         rows = _fetch_rows(connection, path)
         latest = fetch_events(connection, path, "latest_events")
-        file = OpenFile(path, os.stat(path).st_ino, lock, connection, instance_id, rows, latest)
+        file = OpenFile(path, os.stat(path).st_ino, lock, connection, reserve, instance_id, rows, latest)
         undo.pop_all()
         return file
 
@@ -171,6 +183,29 @@ def _located(path: str) -> Generator[None]:
 
 def _decode_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
+
+
+def _open(path: str, reserve: Reserve) -> sqlite3.Connection:
+    """Connect and begin to read, on a full disk too. Raises sqlite3.Error, OSError, StoreUnavailable."""
+    attempts = 0
+    while True:
+        reserve.restore()
+        attempts += 1
+        with ExitStack() as undo:
+            connection = undo.enter_context(closing(connect(path)))
+            try:
+                _prepare(connection, path)
+                fetch(connection, "tables")
+            except sqlite3.Error as error:
+                if attempts == OPEN_ATTEMPTS or error.sqlite_errorcode not in _NO_ROOM:
+                    raise
+                reserve.set_aside()  # closing removes an empty log
+                failure = error
+            else:
+                undo.pop_all()
+                return connection
+        if not reserve.give_back():
+            raise failure
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:

@@ -14,24 +14,34 @@ from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
+import structlog
+
 from penstock.model import Author, MonitorEvent, PipelineId
 from penstock.ports import StoreUnavailable
 from penstock.stores import columns
 from penstock.stores.columns import Columns
+from penstock.stores.reserve import LOW_BYTES, Reserve
 from penstock.stores.rows import Decide, Delta, Rows
 from penstock.stores.sqlite_file import corrupt, execute, explain, fetch
+
+log = structlog.get_logger("penstock.store")
 
 BATCH_LIMIT = 500
 """Most writes that share a transaction: the first of them waits for the last, some 100 us each."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """A write that waits for its turn. `durable` = it must survive the loss of power before it is answered."""
+    """A write that waits for its turn.
+
+    `durable` = it must survive the loss of power before it is answered. `grows` = it takes on something new, which a
+    full disk has no room for.
+    """
 
     decide: Decide
     by: Author
     durable: bool
+    grows: bool
     answer: asyncio.Future[Delta]
     """The loop's; the writer only carries it."""
 
@@ -55,12 +65,15 @@ class Writer:
         *,
         path: str,
         connection: sqlite3.Connection,
+        reserve: Reserve,
         rows: Rows,
         retention: int,
         announce: Callable[[list[Outcome]], None],
     ) -> None:
         self._path = path
         self._connection = connection
+        self._reserve = reserve
+        self._disk_full = False
         self._rows = rows
         self.retention = retention
         """May be replaced at any time; each pipeline follows at its next event."""
@@ -91,10 +104,11 @@ class Writer:
         while more:
             batch, more = self._take()
             if batch:
-                self._announce(self._commit(batch))
+                self._announce(self._refuse_growth(batch) if self._is_disk_full() else self._commit(batch))
         with closing(self._connection), suppress(sqlite3.Error):
+            self._reserve.set_aside()
             # What it cannot move into the file stays safe in the log beside it.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.execute("PRAGMA wal_checkpoint(FULL)")
 
     def _take(self) -> tuple[list[Write], bool]:
         """Wait for a write; take it and all that wait behind it. False = there will be no more."""
@@ -109,6 +123,32 @@ class Writer:
             except Empty:
                 return batch, True
         return batch, False
+
+    def _is_disk_full(self) -> bool:
+        """Tell whether the disk is as good as full; while it is not, mend the reserve. Logs when that changes."""
+        try:
+            free = self._reserve.free_bytes()
+        except OSError:
+            return False  # the commit tells better
+        full = free < (2 * LOW_BYTES if self._disk_full else LOW_BYTES)
+        if full and not self._disk_full:
+            log.error("disk full", path=self._path, free_bytes=free)
+        elif self._disk_full and not full:
+            log.info("disk has room again", path=self._path, free_bytes=free)
+        self._disk_full = full
+        if not full:
+            self._reserve.extend()
+        return full
+
+    def _refuse_growth(self, batch: list[Write]) -> list[Outcome]:
+        """Commit what a full disk must not prevent, and refuse the rest."""
+        text = (
+            f"{self._path}: its disk is full, and takes on nothing new; free some space on it. Pipelines can still be "
+            "stopped, cleared and deleted"
+        )
+        refused = [Outcome(write, StoreUnavailable(text)) for write in batch if write.grows]
+        others = [write for write in batch if not write.grows]
+        return (self._commit(others) if others else []) + refused
 
     def _commit(self, batch: list[Write]) -> list[Outcome]:
         self._applied = []

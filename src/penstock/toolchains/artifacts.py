@@ -9,6 +9,7 @@ in a directory of its own, its manifest is written last, and then the directory 
     {state_dir}/artifacts/{digest}/{program}  the text of the program
     {state_dir}/artifacts/{digest}/artifact/  whatever the build put into {artifact_dir}
     {state_dir}/artifacts/{digest}/manifest.json
+    {state_dir}/environments/                 Python environments, shared by artifacts (`python_build.py`)
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from penstock.linux import host_id
+from penstock.linux import host_id, try_lock
 from penstock.model import JsonObject
+from penstock.toolchains.python_build import COMPLETE
 
 MANIFEST = "manifest.json"
 
@@ -85,6 +87,7 @@ class Artifacts:
     def __init__(self, state_dir: Path) -> None:
         self._builds = state_dir / "builds"
         self._artifacts = state_dir / "artifacts"
+        self.environments = state_dir / "environments"
         self._host = host_id()
         self._working: set[str] = set()
         self._proven: dict[Path, _Stamp] = {}
@@ -148,6 +151,9 @@ class Artifacts:
                 flaw = self._file_flaw(path / name, entry, believe=same_host, always=number < ALWAYS_HASHED_FILES)
                 if flaw is not None:
                     return f"The built program is damaged: {flaw} ({path / name})."
+            environment = path / "artifact" / "environment"
+            if environment.is_symlink() and not (environment / COMPLETE).is_file():
+                return f"The Python environment of the built program is missing or not whole ({environment})."
         except FileNotFoundError as error:
             return f"The built program is not kept any more: {error.filename} is missing."
         except OSError as error:
@@ -164,7 +170,25 @@ class Artifacts:
         unwanted = [name for name in _names(self._artifacts) if name not in wanted]
         for digest in unwanted:
             self._discard(digest)
+        for digest in {name.partition(".")[0] for name in _names(self.environments)}:
+            self._discard_environment(digest)
         return len(unwanted)
+
+    def _discard_environment(self, digest: str) -> None:
+        """Remove an environment that nothing links to and nobody makes; whoever links to it holds the same lock."""
+        path = self.environments / digest
+        lock = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if try_lock(lock) and not any(_leads_to(link, path) for link in self._links_to_environments()):
+                _remove(path)
+                for ending in (".requirements", ".lock"):
+                    Path(f"{path}{ending}").unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+
+    def _links_to_environments(self) -> Iterator[Path]:
+        yield from self._artifacts.glob("*/artifact/environment")
+        yield from self._builds.glob("*/kept/artifact/environment")
 
     def _discard(self, digest: str) -> None:
         """Remove an artifact: first from its place, so that half of one is never found there."""
@@ -240,6 +264,13 @@ def _stamp(found: os.stat_result) -> _Stamp:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _leads_to(link: Path, path: Path) -> bool:
+    try:
+        return os.readlink(link) == str(path)
+    except OSError:  # no link, or removed meanwhile
+        return False
 
 
 def _names(directory: Path) -> list[str]:

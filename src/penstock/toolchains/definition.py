@@ -51,9 +51,16 @@ BUILT_IN: Mapping[str, Toolchain] = MappingProxyType(
         "python": Toolchain(
             name="python",
             check=("{python}", "-I", "-S", "{tools_dir}/python_check.py", "{program_file}"),
-            build=("{python}", "-I", "-S", "{tools_dir}/python_build.py", "{program_file}", "{artifact_dir}"),
+            build=(
+                "{python}",
+                "-I",
+                "-S",
+                "{tools_dir}/python_build.py",
+                "{program_file}",
+                "{artifact_dir}",
+                "{environments_dir}",
+            ),
             run=("{python}", "{program_file}"),
-            timeout_seconds=60.0,
             env=(("PYTHONUNBUFFERED", "1"),),
             messages=(
                 r"^(?P<line>\d+):(?P<column>\d+)-(?P<end_line>\d+):(?P<end_column>\d+): "

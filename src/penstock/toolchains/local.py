@@ -2,8 +2,8 @@
 
 Built by `wiring.py`; called by the compiler (check, build, sweep), the reconciler (verify), executors (plan) and the
 API (refuse). Templates of tools may use `{python} {tools_dir} {work_dir} {program_file} {artifact_dir} {udf_rust_file}
-{udf_toml_file} {program_config_file} {info_file}`; in `run`, `{python}` is that of `{artifact_dir}/environment` if the
-build made one. Must never run a program, only tools.
+{udf_toml_file} {program_config_file} {info_file} {environments_dir}`; in `run`, `{python}` is that of
+`{artifact_dir}/environment` if the build made one. Must never run a program, only tools.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -35,6 +36,11 @@ from penstock.toolchains.tool import Ended, ToolBroke, hunt, run_tool
 
 INHERITED = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
 """All that a tool gets of the daemon's environment; what else it needs is the toolchain's `env`."""
+
+FOR_BUILDS = re.compile(
+    r"PIP_.*|UV_.*|NETRC|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|(HTTP|HTTPS|ALL|NO|http|https|all|no)_(PROXY|proxy)"
+)
+"""What a build, which may fetch packages, gets besides: where from, and how to get there. No program gets any of it."""
 
 LONGEST_INFO_BYTES = 16 * 1024 * 1024
 """Of what a check writes to `{info_file}`: it becomes `program_info` on the row."""
@@ -227,9 +233,12 @@ class LocalToolchains:
                 "udf_toml_file": str(space.input / "udf.toml"),
                 "program_config_file": str(space.input / "program_config.json"),
                 "info_file": str(space.input / "info.json"),
+                "environments_dir": str(self._artifacts.environments),
             },
         )
         env = {**_inherited(), "HOME": directory, "TMPDIR": directory, **dict(toolchain.env)}
+        if template is toolchain.build:
+            env = {name: value for name, value in os.environ.items() if FOR_BUILDS.fullmatch(name)} | env
         ended = await run_tool(argv, directory=directory, env=env, timeout_seconds=toolchain.timeout_seconds)
         if ended.exit_code == EX_UNAVAILABLE:
             raise ToolBroke(summary(ended.stderr) or f"The tool {argv[0]!r} says that it cannot work here.")

@@ -114,7 +114,7 @@ class Store(Protocol):
         """Record the snapshots in `rows` (at least one) and the events they make (`history.record`), one transaction.
 
         Compares `before.revision` with the stored one. Raises StaleRevision, NotFound, NameTaken (a rename), or
-        machine.IllegalMove (our bug); then nothing was changed. Returns the row as stored. Must not be cancelled
+        moves.IllegalMove (our bug); then nothing was changed. Returns the row as stored. Must not be cancelled
         half-way: once begun, it is either wholly applied or not at all.
         """
         ...
@@ -308,6 +308,29 @@ class Toolchains(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LogCursor:
+    """How far somebody has read a log: up to and with line number `seq` of `epoch`."""
+
+    epoch: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPosition:
+    """Where reading of a log begins (contract.md section 8): after line number `seq`.
+
+    `gap` is how many of the lines that were asked for are no longer kept.
+    """
+
+    epoch: str
+    seq: int
+    gap: int
+    offset: int
+    """The log's own business, as is `torn`."""
+    torn: bool
+
+
 class Logs(Protocol):
     """One log per pipeline, across its runs: what its processes print, and what the daemon has to say of it."""
 
@@ -327,6 +350,27 @@ class Logs(Protocol):
         """End the readers of a pipeline that was deleted."""
         ...
 
-    def read(self, pipeline_id: PipelineId, *, follow: bool) -> AsyncGenerator[bytes, None]:
-        """Yield blocks of whole lines, oldest kept first; with `follow` go on until closed or deleted."""
+    async def position(
+        self,
+        pipeline_id: PipelineId,
+        *,
+        cursor: LogCursor | None = None,
+        tail: int | None = None,
+        since: datetime | None = None,
+    ) -> LogPosition:
+        """The latest of: after `cursor`, the last `tail` lines, what was written from `since` on; else the oldest kept.
+
+        An unknown epoch is as good as no cursor; a cursor beyond the end means the end. Nothing that was written from
+        `since` on is left out; some that was written before may come too.
+        """
+        ...
+
+    def read(
+        self, pipeline_id: PipelineId, *, follow: bool, position: LogPosition | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield blocks of whole lines, oldest kept first; with `follow` go on until closed or deleted.
+
+        With a `position` only lines that have a number, in order and without a gap; ends when some are gone under a
+        slow reader. An unfinished line at the very end comes without a line end then.
+        """
         ...

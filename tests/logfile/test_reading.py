@@ -13,7 +13,9 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from penstock.logfile import BLOCK_BYTES, LogFiles, _File, _Lines
+from penstock.logfile import LogFiles
+from penstock.logfile.bells import File
+from penstock.logfile.lines import BLOCK_BYTES, Lines
 from penstock.model import PipelineId
 from tests.core.rows import fresh
 
@@ -113,23 +115,23 @@ async def test_a_line_of_10_mb_is_cut(logs: LogFiles) -> None:
 def test_lines_do_not_depend_on_pieces(seed: int) -> None:
     chance = random.Random(seed)
     text = b"".join(chance.randbytes(chance.randrange(200)).replace(b"\0", b"") + b"\n" for _ in range(300))
-    lines, got = _Lines(), b""
+    lines, got = Lines(), b""
     offset = 0
     while offset < len(text):
         step = chance.randrange(1, 500)
         got += lines.take(text[offset : offset + step])
         offset += step
-    got += lines.rest()
+    got += lines.rest(end=b"\n")
     assert got == b"".join(line.decode("utf-8", "replace").encode() + b"\n" for line in text.split(b"\n")[:-1])
 
 
 def test_the_longest_whole_line() -> None:
-    lines = _Lines()
+    lines = Lines()
     assert lines.take(b"x" * BLOCK_BYTES) == b""
     assert lines.take(b"\n") == b"x" * BLOCK_BYTES + b"\n"
     assert lines.take(b"x" * BLOCK_BYTES) == b""
     assert lines.take(b"yy\nz\n") == b"x" * BLOCK_BYTES + b" [cut: 2 more bytes]\nz\n"
-    lines.lose()
+    lines.jump(torn=True)
     assert lines.take(b"rest of a line") == b""
     assert lines.take(b"\nwhole\n") == b"whole\n"
 
@@ -207,7 +209,7 @@ async def test_a_line_that_comes_while_the_bell_is_hung(logs: LogFiles, monkeypa
     path = logs.path(ID)
     arm, written = logs._bells.arm, []
 
-    def late(file: _File) -> bool:
+    def late(file: File) -> bool:
         if not written:
             written.append(file)
             append(path, b"just before\n")

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from penstock.logfile import TAIL_LINE_CHARACTERS, LogFiles
+from penstock.logfile import LogFiles
+from penstock.logfile.files import TAIL_LINE_CHARACTERS
 from penstock.model import PipelineId
 from tests.core.rows import fresh
 

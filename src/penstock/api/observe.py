@@ -5,7 +5,9 @@ A process that speaks contract `http` is asked itself; for an opaque one the dae
 
 from __future__ import annotations
 
+import socket
 from contextlib import aclosing
+from uuid import UUID
 
 import anyio
 from aiohttp import HttpVersion11, hdrs, web
@@ -15,12 +17,15 @@ from penstock.api.context import PIPELINE, context_of, pipeline_of
 from penstock.api.errors import ApiError
 from penstock.api.responses import json_response
 from penstock.model import Fault, JsonValue, Pipeline, ResourcesStatus, RuntimeStatus
-from penstock.ports import Usage
+from penstock.ports import LogCursor, Usage
 
 FORMATS = ("prometheus", "json")
 
-STUCK_SECONDS = 900.0
+STUCK_SECONDS = 300.0
 """A reader of logs that takes nothing for this long is cut off; it has cost one descriptor and two small buffers."""
+
+POSITION_HEADERS = ("feldera-logs-epoch", "feldera-logs-seq", "feldera-logs-gap")
+"""Where a log stream begins; all three or none (contract.md section 8)."""
 
 _STREAM_HEADERS = {
     hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -41,17 +46,32 @@ def routes() -> list[web.RouteDef]:
 
 
 async def get_logs(request: web.Request) -> web.StreamResponse:
-    """The log from its oldest line on; stays open until the pipeline is deleted, unless ``follow=false``."""
+    """The log from its oldest line on; stays open until the pipeline is deleted, unless ``follow=false``.
+
+    With ``cursor``, ``tail`` or ``since`` it begins at the latest of the places that these name, headers tell which
+    that is, and the body is nothing but numbered lines; without them it is what clients of old expect.
+    """
     follow = query.flag(request, "follow", default=True)
+    cursor, tail, since = _cursor(request), query.number(request, "tail"), query.moment(request, "since")
     row = await pipeline_of(request)
     context = context_of(request)
-    response = web.StreamResponse(headers=_STREAM_HEADERS)
+    headers, position = _STREAM_HEADERS, None
+    if "cursor" in request.query or tail is not None or since is not None:
+        position = await context.logs.position(row.id, cursor=cursor, tail=tail, since=since)
+        told = zip(POSITION_HEADERS, (position.epoch, str(position.seq), str(position.gap)), strict=True)
+        headers = {**headers, **dict(told)}
+    response = web.StreamResponse(headers=headers)
     if request.version >= HttpVersion11:  # an older client reads until the connection closes
         response.enable_chunked_encoding()
+    _watch_over(request)
     await response.prepare(request)
-    async with aclosing(context.logs.read(row.id, follow=follow)) as blocks:
+    async with aclosing(context.logs.read(row.id, follow=follow, position=position)) as blocks:
         # A pipeline that was deleted before its log was opened has nobody left to end this stream.
         known = not follow
+        if position is not None and not known:
+            if await context.store.get(row.id) is None:
+                return response
+            known = True
         async for block in blocks:
             with anyio.move_on_after(STUCK_SECONDS) as patience:
                 await response.write(block)
@@ -64,6 +84,31 @@ async def get_logs(request: web.Request) -> web.StreamResponse:
                     break
                 known = True
     return response
+
+
+def _cursor(request: web.Request) -> LogCursor | None:
+    """``<epoch>:<seq>``; None when it is absent or empty."""
+    value = request.query.get("cursor", "")
+    if not value:
+        return None
+    epoch, _, seq = value.partition(":")
+    try:
+        name = str(UUID(epoch))
+    except ValueError:
+        name = ""
+    if not name or not seq.isascii() or not seq.isdecimal() or len(seq) > 20 or int(seq) >= 1 << 64:
+        raise query.invalid("cursor", value, "empty or EPOCH:SEQUENCE as the headers of an earlier answer make it")
+    return LogCursor(name, int(seq))
+
+
+def _watch_over(request: web.Request) -> None:
+    """Have the kernel find out within two minutes when the client's host is gone; a quiet log would never tell."""
+    connection = None if request.transport is None else request.transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 async def get_stats(request: web.Request) -> web.Response:

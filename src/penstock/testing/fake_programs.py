@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from penstock.answers import Answer, NoAnswer
 from penstock.model import Fault, Pipeline, PipelineId, RuntimeDesired, Spec
-from penstock.ports import Reply, RunPlan, StepPassed, StepResult
+from penstock.ports import LogCursor, LogPosition, Reply, RunPlan, StepPassed, StepResult
 
 
 @dataclass(slots=True)
@@ -78,7 +79,19 @@ class FakeLogs:
     def forget(self, pipeline_id: PipelineId) -> None:
         self.notes = [note for note in self.notes if note[0] != pipeline_id]
 
-    async def read(self, pipeline_id: PipelineId, *, follow: bool) -> AsyncGenerator[bytes, None]:
+    async def position(
+        self,
+        pipeline_id: PipelineId,
+        *,
+        cursor: LogCursor | None = None,
+        tail: int | None = None,
+        since: datetime | None = None,
+    ) -> LogPosition:
+        return LogPosition(epoch="00000000-0000-7000-8000-000000000000", seq=0, gap=0, offset=0, torn=False)
+
+    async def read(
+        self, pipeline_id: PipelineId, *, follow: bool, position: LogPosition | None = None
+    ) -> AsyncGenerator[bytes, None]:
         for owner, level, message in self.notes:
             if owner == pipeline_id:
                 yield f"{level} {message}\n".encode()

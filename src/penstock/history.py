@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from penstock.machine import check_move
 from penstock.model import Author, MonitorEvent, Pipeline
+from penstock.moves import check_move
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def record(
 ) -> Change:
     """Turn `before` and the snapshots that follow it into one change; the revision moves by one.
 
-    Raises machine.IllegalMove if `by` may not make one of the moves.
+    Raises moves.IllegalMove if `by` may not make one of the moves.
     """
     events: list[MonitorEvent] = []
     previous = before

@@ -7,22 +7,18 @@ and ids are arguments, the answer is a value with at most one effect. Rules: con
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import MappingProxyType
 
-from penstock import program, requests
+from penstock import faults, program, requests
 from penstock.model import (
     PROGRAM_FAILED,
     Absent,
-    Author,
     ClearStorage,
     DeploymentId,
     Effect,
     EffectFailed,
     Ended,
-    Exit,
     Failed,
     Fault,
     JsonObject,
@@ -47,7 +43,6 @@ from penstock.model import (
     Unseen,
 )
 
-HOST_RESTARTED = "HostRestarted"
 SIGTERM = 15
 
 
@@ -87,120 +82,6 @@ class Decision:
     retry: bool = False
 
 
-# --- which moves are legal, and who may make them -------------------------------------------------------------------
-
-_USER, _DAEMON, _COMPILER = Author.USER, Author.DAEMON, Author.COMPILER
-
-ResourcesMove = tuple[ResourcesStatus, ResourcesStatus]
-DesiredMove = tuple[ResourcesDesired, ResourcesDesired]
-StorageMove = tuple[StorageStatus, StorageStatus]
-
-RESOURCES_MOVES: Mapping[ResourcesMove, frozenset[Author]] = MappingProxyType(
-    {
-        (ResourcesStatus.STOPPED, ResourcesStatus.PROVISIONING): frozenset({_DAEMON}),
-        (ResourcesStatus.PROVISIONING, ResourcesStatus.PROVISIONED): frozenset({_DAEMON}),
-        (ResourcesStatus.PROVISIONING, ResourcesStatus.STOPPING): frozenset({_DAEMON}),
-        (ResourcesStatus.PROVISIONED, ResourcesStatus.STOPPING): frozenset({_DAEMON}),
-        (ResourcesStatus.STOPPING, ResourcesStatus.STOPPED): frozenset({_DAEMON}),
-    }
-)
-DESIRED_MOVES: Mapping[DesiredMove, frozenset[Author]] = MappingProxyType(
-    {
-        (ResourcesDesired.STOPPED, ResourcesDesired.PROVISIONED): frozenset({_USER, _DAEMON}),
-        (ResourcesDesired.PROVISIONED, ResourcesDesired.STOPPED): frozenset({_USER, _DAEMON}),
-    }
-)
-STORAGE_MOVES: Mapping[StorageMove, frozenset[Author]] = MappingProxyType(
-    {
-        (StorageStatus.CLEARED, StorageStatus.IN_USE): frozenset({_DAEMON}),
-        (StorageStatus.IN_USE, StorageStatus.CLEARING): frozenset({_USER}),
-        (StorageStatus.CLEARING, StorageStatus.CLEARED): frozenset({_DAEMON}),
-    }
-)
-
-
-class IllegalMove(Exception):
-    """Somebody tried to record a change that no rule allows: a bug of ours. Carries both rows."""
-
-    def __init__(self, what: str, before: Pipeline, after: Pipeline) -> None:
-        super().__init__(f"pipeline {before.id}: {what}")
-        self.before = before
-        self.after = after
-
-
-def check_move(before: Pipeline, after: Pipeline, by: Author) -> None:
-    """Raise IllegalMove unless `by` may change `before` into `after`, one snapshot at a time."""
-
-    wrong = _wrong_move(before, after, by)
-    if wrong is None and flaw_of(before) is None:
-        wrong = flaw_of(after)
-    if wrong is not None:
-        raise IllegalMove(wrong, before, after)
-
-
-def _wrong_move(before: Pipeline, after: Pipeline, by: Author) -> str | None:
-    if (before.id, before.tenant, before.created_at) != (after.id, after.tenant, after.created_at):
-        return "identity never changes"
-    nobody = frozenset[Author]()
-    stopped = before.resources_status is ResourcesStatus.STOPPED
-    resources = (before.resources_status, after.resources_status)
-    if resources[0] is not resources[1]:
-        if by not in RESOURCES_MOVES.get(resources, nobody):
-            return f"resources {resources[0]} to {resources[1]} by {by}"
-        if stopped and after.resources_desired is ResourcesDesired.STOPPED:
-            return "nothing starts that is not wanted"
-    if before.deployment_id != after.deployment_id and None not in (before.deployment_id, after.deployment_id):
-        return "a deployment keeps its id"
-    desired = (before.resources_desired, after.resources_desired)
-    if desired[0] is not desired[1]:
-        if by not in DESIRED_MOVES.get(desired, nobody):
-            return f"desired {desired[0]} to {desired[1]} by {by}"
-        if after.resources_desired is ResourcesDesired.PROVISIONED and not stopped:
-            return "what was told to stop is wanted again only when Stopped"
-    storage = (before.storage_status, after.storage_status)
-    if storage[0] is not storage[1]:
-        if by not in STORAGE_MOVES.get(storage, nobody):
-            return f"storage {storage[0]} to {storage[1]} by {by}"
-        if not stopped:
-            return "storage moves only while stopped"
-        if after.storage_status is not StorageStatus.IN_USE and ResourcesDesired.PROVISIONED in desired:
-            return "storage is cleared only while the pipeline is not wanted"
-    status = (before.program_status, after.program_status)
-    if status[0] is not status[1]:
-        if by not in program.MOVES.get(status, nobody):
-            return f"program {status[0]} to {status[1]} by {by}"
-        if after.resources_status is not ResourcesStatus.STOPPED:
-            return "the program moves only while stopped"
-    return None
-
-
-def flaw_of(row: Pipeline) -> str | None:
-    """Name the invariant that `row` breaks; None when it is sound."""
-    stopped = row.resources_status is ResourcesStatus.STOPPED
-    provisioned = row.resources_status is ResourcesStatus.PROVISIONED
-    if stopped != (row.deployment_id is None):
-        return "a deployment id exists exactly while not Stopped"
-    if provisioned != (row.runtime_status is not None):
-        return "a runtime status exists exactly while Provisioned"
-    if (row.runtime_status is None) != (row.runtime_desired is None):
-        return "runtime status and runtime desired status come and go together"
-    if row.runtime_status is not None and row.runtime_status_details is None:
-        return "a runtime status has details"
-    if not stopped and row.program_status is not ProgramStatus.SUCCESS:
-        return "only a built program runs"
-    if row.resources_status in (ResourcesStatus.PROVISIONING, ResourcesStatus.PROVISIONED):
-        if row.storage_status is not StorageStatus.IN_USE:
-            return "compute exists only over storage in use"
-    elif row.storage_status is StorageStatus.CLEARING and row.resources_desired is ResourcesDesired.PROVISIONED:
-        return "a wanted pipeline's storage is not being cleared"
-    if row.resources_desired is ResourcesDesired.PROVISIONED:
-        if row.resources_status is ResourcesStatus.STOPPING:
-            return "Stopping is left only through Stopped"
-        if row.deployment_initial is None or row.bootstrap is None:
-            return "a wanted pipeline has an initial status and a bootstrap policy"
-    return None
-
-
 # --- one turn -------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +119,7 @@ def step(
         case (storage.CLEARED | storage.IN_USE, resources.STOPPED, desired.PROVISIONED):
             return _start(row, seen, now, new_id)
         case (storage.CLEARING, resources.STOPPED, desired.PROVISIONED):
-            return _refuse_start(row, _impossible(row), now, "impossible desired status")
+            return _refuse_start(row, faults.impossible(row), now, "impossible desired status")
         case (storage.IN_USE, resources.PROVISIONING, desired.PROVISIONED):
             deadline = row.resources_status_since + timedelta(seconds=provisioning_timeout_seconds(row, policy))
             return _retried_by(deadline, _await_ready(row, seen, now, policy), now)
@@ -253,7 +134,7 @@ def step(
             resources.PROVISIONING | resources.PROVISIONED,
             desired.STOPPED | desired.PROVISIONED,
         ):
-            return _stop(row, _impossible(row), now, "impossible status")
+            return _stop(row, faults.impossible(row), now, "impossible status")
 
 
 def _retried_by(deadline: datetime | None, decision: Decision, now: datetime) -> Decision:
@@ -336,7 +217,7 @@ def _await_ready(row: Pipeline, seen: Sighting | EffectFailed, now: datetime, po
         case Absent() | Starting() | Failed() | Unseen() | Unbuilt() | EffectFailed():
             pass
     if left <= 0:
-        return _stop(row, _provisioning_timeout(timeout, seen), now, "provisioning timed out")
+        return _stop(row, faults.provisioning_timeout(timeout, seen), now, "provisioning timed out")
     match seen:
         case Absent():
             return Decision(reason="provision", effect=Provision(), revisit_seconds=0)
@@ -434,7 +315,7 @@ def _finish_stop(row: Pipeline, seen: Sighting | EffectFailed, now: datetime) ->
 def _ended(row: Pipeline, seen: Ended, now: datetime, policy: Policy) -> Decision:
     if seen.fault is not None:
         resume = None
-        if seen.fault.code == HOST_RESTARTED and policy.resume_after_reboot and row.stop_mode is None:
+        if seen.fault.code == faults.HOST_RESTARTED and policy.resume_after_reboot and row.stop_mode is None:
             resume = _as_before(row)
         return _stop(replace(row, resume=resume), seen.fault, now, "ended with its host")
     if seen.completed:
@@ -442,7 +323,7 @@ def _ended(row: Pipeline, seen: Ended, now: datetime, policy: Policy) -> Decisio
     asked_to_end = row.stop_mode is StopMode.GRACEFUL
     if asked_to_end and (seen.exit.signal == SIGTERM or seen.exit.code in (0, 128 + SIGTERM)):
         return _stop(row, None, now, "ended as asked")
-    return _stop(row, process_exited(seen.exit), now, "process exited")
+    return _stop(row, faults.process_exited(seen.exit), now, "process exited")
 
 
 def _stop(
@@ -612,61 +493,8 @@ def provisioning_timeout_seconds(row: Pipeline, policy: Policy) -> float:
     return float(own) if isinstance(own, int | float) else policy.provisioning_timeout_seconds
 
 
-def process_exited(end: Exit) -> Fault:
-    """The fault of a process that ended by itself (design: the evidence goes into the details)."""
-    if end.signal is not None:
-        how = f"was killed by signal {end.signal_name or end.signal}"
-    elif end.code is not None:
-        how = f"exited with code {end.code}"
-    else:
-        how = "ended; nobody saw how"
-    return Fault(
-        "PipelineProcessExited",
-        f"The pipeline process {how}. Its last lines of output are in details.log_tail; the whole log is at "
-        "/v0/pipelines/{name}/logs. Start the pipeline again when the cause is dealt with.",
-        {
-            "exit_code": end.code,
-            "signal": end.signal,
-            "signal_name": end.signal_name,
-            "inferred": end.inferred,
-            "pid": end.pid,
-            "ended_at": None if end.ended_at is None else end.ended_at.isoformat(timespec="microseconds"),
-            "log_tail": list(end.log_tail),
-        },
-    )
-
-
 def _unavailable(reason: str) -> Report:
     return Report(RuntimeStatus.UNAVAILABLE, RuntimeDesired.UNAVAILABLE, {"reason": reason})
-
-
-def _impossible(row: Pipeline) -> Fault:
-    return Fault(
-        "AutomatonImpossibleDesiredStatus",
-        f"Storage {row.storage_status}, resources {row.resources_status} and desired {row.resources_desired} can not "
-        "occur together. The pipeline is stopped to be safe; start it again.",
-        {
-            "current_status": row.resources_status.value,
-            "desired_status": row.resources_desired.value,
-        },
-    )
-
-
-def _provisioning_timeout(timeout_seconds: float, seen: Sighting | EffectFailed) -> Fault:
-    match seen:
-        case EffectFailed():
-            last = f" Last attempt: {seen.fault.message}"
-        case Unseen():
-            last = f" Last look: {seen.reason}"
-        case _:
-            last = ""
-    whole = int(timeout_seconds)
-    return Fault(
-        "AutomatonProvisioningTimeout",
-        f"The pipeline was not ready within {timeout_seconds:g} s.{last} Raise "
-        "runtime_config.provisioning_timeout_secs if it needs longer.",
-        {"timeout": {"secs": whole, "nanos": round((timeout_seconds - whole) * 1e9)}},
-    )
 
 
 def _as_before(row: Pipeline) -> Resume | None:

@@ -133,7 +133,7 @@ class StopMode(StrEnum):
 
 
 class Author(StrEnum):
-    """Who makes a move; every move names the authors that may make it (`machine.check_move`)."""
+    """Who makes a move; every move names the authors that may make it (`moves.check_move`)."""
 
     USER = "user"
     DAEMON = "daemon"

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from penstock import program, requests
-from penstock.machine import IllegalMove
 from penstock.model import (
     DEFAULT_TENANT,
     Author,
@@ -33,6 +32,7 @@ from penstock.model import (
     ResourcesStatus,
     Spec,
 )
+from penstock.moves import IllegalMove
 from penstock.ports import Store, StoreError
 from penstock.stores.sqlite import SqliteStore, open_sqlite
 from penstock.testing.memory_store import MemoryStore

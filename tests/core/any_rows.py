@@ -8,7 +8,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from penstock.machine import flaw_of
 from penstock.model import (
     Bootstrap,
     BootstrapPolicy,
@@ -26,6 +25,7 @@ from penstock.model import (
     StopMode,
     StorageStatus,
 )
+from penstock.moves import flaw_of
 
 from .rows import EPOCH, corner
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from penstock import machine, program
+from penstock import moves, program
 from penstock.model import Author
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +26,9 @@ def drawn(first: StrEnum, moves: Mapping[Any, frozenset[Author]]) -> str:
 
 
 DIAGRAMS = {
-    "resources": drawn(machine.ResourcesStatus.STOPPED, machine.RESOURCES_MOVES),
-    "desired": drawn(machine.ResourcesDesired.STOPPED, machine.DESIRED_MOVES),
-    "storage": drawn(machine.StorageStatus.CLEARED, machine.STORAGE_MOVES),
+    "resources": drawn(moves.ResourcesStatus.STOPPED, moves.RESOURCES_MOVES),
+    "desired": drawn(moves.ResourcesDesired.STOPPED, moves.DESIRED_MOVES),
+    "storage": drawn(moves.StorageStatus.CLEARED, moves.STORAGE_MOVES),
     "program": drawn(program.ProgramStatus.PENDING, program.MOVES),
 }
 

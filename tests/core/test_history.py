@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import history, requests
-from penstock.machine import IllegalMove
 from penstock.model import (
     Author,
     Bootstrap,
@@ -32,6 +31,7 @@ from penstock.model import (
     StopMode,
     StorageStatus,
 )
+from penstock.moves import IllegalMove
 
 from .any_rows import FAULT, any_rows
 from .rows import EPOCH, corner

@@ -8,17 +8,8 @@ from datetime import timedelta
 import pytest
 
 from penstock import history
-from penstock.machine import (
-    HOST_RESTARTED,
-    RESOURCES_MOVES,
-    Decision,
-    IllegalMove,
-    Policy,
-    check_move,
-    flaw_of,
-    needs_look,
-    step,
-)
+from penstock.faults import HOST_RESTARTED
+from penstock.machine import Decision, Policy, needs_look, step
 from penstock.model import (
     Absent,
     Author,
@@ -43,6 +34,7 @@ from penstock.model import (
     Unbuilt,
     Unseen,
 )
+from penstock.moves import RESOURCES_MOVES, IllegalMove, check_move, flaw_of
 
 from .rows import EPOCH, corner
 

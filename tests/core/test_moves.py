@@ -1,6 +1,6 @@
 """Which change of a row may be recorded, and by whom: every pair of corners, and pairs of any rows.
 
-The rules are written here a second time, from contract.md sections 2.1, 2.3 and 2.4; `machine.check_move` must agree.
+The rules are written here a second time, from contract.md sections 2.1, 2.3 and 2.4; `moves.check_move` must agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import history
-from penstock.machine import IllegalMove, check_move, flaw_of
 from penstock.model import (
     Author,
     DeploymentId,
@@ -30,6 +29,7 @@ from penstock.model import (
     StorageStatus,
     TenantId,
 )
+from penstock.moves import IllegalMove, check_move, flaw_of
 
 from .any_rows import any_rows, sound_rows
 from .rows import EPOCH, corner

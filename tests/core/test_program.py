@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from penstock import history, program
-from penstock.machine import IllegalMove, check_move
 from penstock.model import (
     Author,
     Pipeline,
@@ -22,6 +21,7 @@ from penstock.model import (
     ResourcesStatus,
     StorageStatus,
 )
+from penstock.moves import IllegalMove, check_move
 
 from .any_rows import changes
 from .rows import EPOCH, built, corner, fresh

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import history, program, requests
-from penstock.machine import flaw_of
 from penstock.model import (
     PROGRAM_FAILED,
     Author,
@@ -32,6 +31,7 @@ from penstock.model import (
     StopMode,
     StorageStatus,
 )
+from penstock.moves import flaw_of
 from penstock.requests import StartRequest
 
 from .any_rows import BOOTSTRAPS, FAULT, SPECS, SYNCED, any_rows, changes, sound_rows

@@ -11,7 +11,7 @@ import pytest
 
 from penstock import linux
 from penstock.executors.procfs import is_alive
-from penstock.machine import HOST_RESTARTED
+from penstock.faults import HOST_RESTARTED
 from penstock.model import Absent, ClearStorage, Ended, Pipeline, Provision, Ready, StopCompute, Unseen
 from penstock.testing.executor_contract import clearing, deployment, provisioned, stopped, stopping, until
 

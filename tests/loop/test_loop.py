@@ -11,8 +11,9 @@ import pytest
 
 from penstock import program, requests
 from penstock.answers import Answer, NoAnswer
+from penstock.faults import HOST_RESTARTED
 from penstock.loop import RESYNC_SECONDS, Loop
-from penstock.machine import HOST_RESTARTED, Policy
+from penstock.machine import Policy
 from penstock.model import (
     Author,
     Bootstrap,

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from penstock import history, machine, program, requests
-from penstock.machine import HOST_RESTARTED, Policy
+from penstock import history, machine, moves, program, requests
+from penstock.faults import HOST_RESTARTED
+from penstock.machine import Policy
 from penstock.model import (
     Author,
     Bootstrap,
@@ -228,7 +229,7 @@ class Convergence(RuleBasedStateMachine):
 
     @invariant()
     def the_row_is_sound(self) -> None:
-        assert machine.flaw_of(self.row) is None
+        assert moves.flaw_of(self.row) is None
 
     @invariant()
     def a_stop_is_never_forgotten(self) -> None:

@@ -28,7 +28,7 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from penstock import linux, machine
+from penstock import linux
 from penstock.executors.deployment import Deployment, exit_of
 from penstock.executors.killing import Killer, cannot_stop, described_holders
 from penstock.executors.launching import Launcher
@@ -47,6 +47,7 @@ from penstock.executors.records import Claim, Ending, Facts, Records
 from penstock.executors.shared import Shared
 from penstock.executors.storage import Held, Home, pipelines
 from penstock.executors.watch import Program, Watched
+from penstock.faults import HOST_RESTARTED
 from penstock.linux import stat_fields
 from penstock.model import (
     Absent,
@@ -539,7 +540,7 @@ class ProcessExecutor:
 
 def _host_restarted() -> Fault:
     return Fault(
-        machine.HOST_RESTARTED,
+        HOST_RESTARTED,
         "The host or the container of the daemon was restarted, and the pipeline process ended with it.",
     )
 

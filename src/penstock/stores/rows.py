@@ -82,7 +82,7 @@ class Rows:
         new_id: Callable[[], str],
         details_interval_seconds: float,
     ) -> Delta:
-        """Decide about a row's next snapshots. Raises NotFound, StaleRevision, machine.IllegalMove, NameTaken."""
+        """Decide about a row's next snapshots. Raises NotFound, StaleRevision, moves.IllegalMove, NameTaken."""
         current = self._current(before)
         change = history.record(
             current,

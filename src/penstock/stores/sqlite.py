@@ -116,7 +116,7 @@ class SqliteStore:
     async def commit(
         self, before: Pipeline, rows: Sequence[Pipeline], *, by: Author, cause: str, now: datetime
     ) -> Pipeline:
-        """Record `rows` and their events. Raises NotFound, StaleRevision, machine.IllegalMove, NameTaken.
+        """Record `rows` and their events. Raises NotFound, StaleRevision, moves.IllegalMove, NameTaken.
 
         Returns once it is on disk. When cancelled, it is not waited for any more, and applied all the same.
         """

@@ -64,7 +64,7 @@ class MemoryStore:
     async def commit(
         self, before: Pipeline, rows: Sequence[Pipeline], *, by: Author, cause: str, now: datetime
     ) -> Pipeline:
-        """Record `rows` and their events. Raises NotFound, StaleRevision, machine.IllegalMove, NameTaken."""
+        """Record `rows` and their events. Raises NotFound, StaleRevision, moves.IllegalMove, NameTaken."""
         await self._ready()
         current = self._current(before)
         change = history.record(

@@ -14,7 +14,6 @@ import anyio.lowlevel
 import pytest
 
 from penstock import program, requests
-from penstock.machine import IllegalMove
 from penstock.model import (
     Author,
     MonitorEvent,
@@ -27,6 +26,7 @@ from penstock.model import (
     StorageStatus,
     TenantId,
 )
+from penstock.moves import IllegalMove
 from penstock.ports import NameTaken, NotFound, StaleRevision, Store, StoreError
 from penstock.testing.virtual import ManualClock
 

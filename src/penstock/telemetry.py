@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -229,6 +230,21 @@ _TRACEBACKS = structlog.processors.ExceptionRenderer(
 )
 
 
+class _Unfailing:
+    """A stream whose disk may be full, or whose reader gone: what cannot be written is lost, and no task for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def set_up_logging(log_format: str, level: str, stream: TextIO = sys.stderr) -> None:
     """Set structlog up: `log_format` text, json, or auto (text on a terminal); `level` debug to error."""
     text = log_format == "text" or (log_format == "auto" and stream.isatty())
@@ -247,6 +263,6 @@ def set_up_logging(log_format: str, level: str, stream: TextIO = sys.stderr) -> 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Unfailing(stream))),
         cache_logger_on_first_use=False,
     )

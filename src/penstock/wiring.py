@@ -28,7 +28,7 @@ from penstock.logfile import LogFiles
 from penstock.loop import Loop
 from penstock.machine import Policy
 from penstock.model import Author, Pipeline, PipelineId, ResourcesStatus
-from penstock.ports import StaleRevision, StoreLocked
+from penstock.ports import StaleRevision, StoreLocked, StoreUnavailable
 from penstock.probe import HttpProbe
 from penstock.reconciler import Reconciler
 from penstock.service import Notifier, until_told_to_end, watchdog
@@ -41,6 +41,9 @@ log = structlog.get_logger("penstock")
 
 STALLED_SECONDS = 300.0
 """A turn is bounded by far less; one that lasts this long means that the daemon itself hangs."""
+
+STORE_RETRY_SECONDS = 1.0
+"""How often a store that cannot be used when all else is ready is tried again."""
 
 SWITCH_SECONDS = 0.0005
 """How long a worker thread may keep the interpreter while the event loop wants it; by default it is ten times that."""
@@ -223,9 +226,19 @@ async def _serve_api(daemon: Daemon, serving: anyio.Event) -> None:
 
 
 async def _tell_when_ready(daemon: Daemon, serving: anyio.Event, notifier: Notifier) -> None:
-    """Ready is who serves and has adopted all that was there to adopt."""
+    """Ready is who serves, has adopted all that was there to adopt, and can use the store: as ``/readyz`` has it."""
     await daemon.loop.caught_up.wait()
     await serving.wait()
+    told = False
+    while True:
+        try:
+            await daemon.store.check()
+            break
+        except StoreUnavailable as error:
+            if not told:
+                log.error("not ready, store unavailable", error=str(error))
+            told = True
+            await anyio.sleep(STORE_RETRY_SECONDS)
     log.info("ready", version=__version__, state_dir=str(daemon.settings.daemon.state_dir))
     notifier.ready(_status(daemon))
 

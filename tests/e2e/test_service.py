@@ -104,3 +104,13 @@ def test_its_metrics_tell_what_happened(daemon: Daemon) -> None:
     assert figures["penstock_pipelines[('desired', 'Provisioned'), ('status', 'Running')]"] == 1
     assert figures["penstock_transitions_total[('from', 'Provisioning'), ('to', 'Provisioned')]"] == 1
     assert figures["penstock_convergence_seconds_count[('desired', 'Provisioned')]"] == 1
+
+
+def test_a_log_that_can_not_be_written_stops_nothing(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    daemon.log.symlink_to("/dev/full")
+    daemon.start()
+    daemon.create("p", SLEEPER)
+    daemon.start_pipeline("p")
+    daemon.stop_pipeline("p")
+    assert daemon.terminate() == 0

@@ -86,9 +86,13 @@ class Home:
 
     def set_aside(self, name: str) -> None:
         """Rename storage and the deployments out of the way, so that none of it is in use any more."""
-        self._trash.mkdir(mode=PRIVATE, exist_ok=True)
         if self.storage.is_symlink():
             raise OSError(f"{self.storage} is a symbolic link; what it points to must be cleared by hand")
+        if not _exists(self._trash) and _exists(self._deployments):
+            self._deployments.rename(
+                self._trash
+            )  # no new directory: a disk that the pipeline filled has no room for one
+        make_private(self._trash)
         for directory in (self.storage, self._deployments):
             if _exists(directory):
                 directory.rename(self._trash / f"{directory.name}-{name}")

@@ -6,7 +6,7 @@ section 6.5). Pure. Must never decide whether anything is a fault.
 
 from __future__ import annotations
 
-from penstock.model import EffectFailed, Exit, Fault, Pipeline, Sighting, Unseen
+from penstock.model import EffectFailed, Exit, Fault, JsonObject, Pipeline, Report, Sighting, Unseen
 
 HOST_RESTARTED = "HostRestarted"
 """The code of the fault of what ended with its host; an executor raises it, the machine may start it again."""
@@ -56,10 +56,26 @@ def provisioning_timeout(timeout_seconds: float, seen: Sighting | EffectFailed) 
             last = f" Last look: {seen.reason}"
         case _:
             last = ""
-    whole = int(timeout_seconds)
     return Fault(
         "AutomatonProvisioningTimeout",
         f"The pipeline was not ready within {timeout_seconds:g} s.{last} Raise "
         "runtime_config.provisioning_timeout_secs if it needs longer.",
-        {"timeout": {"secs": whole, "nanos": round((timeout_seconds - whole) * 1e9)}},
+        {"timeout": _duration(timeout_seconds)},
     )
+
+
+def unavailable_timeout(timeout_seconds: float | None, report: Report) -> Fault:
+    """The fault of a process that has answered nothing of use for as long as the operator allows."""
+    seconds, reason = timeout_seconds or 0.0, (report.details or {}).get("reason")
+    return Fault(
+        "AutomatonUnavailableTimeout",
+        f"The pipeline process has been Unavailable for {seconds:g} s, as long as [runner] unavailable_timeout_seconds "
+        f"allows: {reason}. Its log may tell why. Start the pipeline again when the cause is dealt with.",
+        {"timeout": _duration(seconds), "reason": reason},
+    )
+
+
+def _duration(seconds: float) -> JsonObject:
+    """As clients of the reference API read durations."""
+    whole = int(seconds)
+    return {"secs": whole, "nanos": round((seconds - whole) * 1e9)}

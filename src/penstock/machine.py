@@ -62,6 +62,8 @@ class Policy:
     """How often a process that can be asked is asked (contract.md section 3.1)."""
     probe_changing_seconds: float = 0.25
     """The same while it is on its way somewhere: initialising, suspending."""
+    unavailable_timeout_seconds: float | None = None
+    """How long a process may answer nothing of use before it is stopped; None = for as long as it likes."""
     resume_after_reboot: bool = True
     """Whether a pipeline that ran when the host went down is started again."""
 
@@ -257,7 +259,12 @@ def _observe(row: Pipeline, seen: Sighting | EffectFailed, now: datetime, policy
                 return Decision(reason="confirming a failure", revisit_seconds=left)
             return _stop(row, seen.fault, now, "failure confirmed")
         case Starting():
-            rows = _observed(row, _unavailable("The process is not ready any more."), now, policy)
+            report = _unavailable("The process is not ready any more.")
+            if _silent_too_long(row, report, now, policy):
+                return _stop(
+                    row, faults.unavailable_timeout(policy.unavailable_timeout_seconds, report), now, "unavailable"
+                )
+            rows = _observed(row, report, now, policy)
             return Decision(reason="not ready", rows=rows, revisit_seconds=policy.starting_revisit_seconds)
         case Unseen():
             rows = _observed(row, _unavailable(seen.reason), now, policy)
@@ -273,7 +280,9 @@ def _observe(row: Pipeline, seen: Sighting | EffectFailed, now: datetime, policy
 def _observe_report(row: Pipeline, seen: Ready, report: Report, now: datetime, policy: Policy) -> Decision:
     if report.status is RuntimeStatus.SUSPENDED:
         return _stop(row, None, now, "suspended", report.storage_details)
-    rows = _observed(row, report, now, policy, seen.details)
+    if _silent_too_long(row, report, now, policy):
+        return _stop(row, faults.unavailable_timeout(policy.unavailable_timeout_seconds, report), now, "unavailable")
+    rows = _observed(row, report, now, policy, seen)
     effect = _steering(row, report)
     revisit = 0 if effect is not None else _revisit(seen, policy)
     if row.stop_deadline is not None and revisit != 0:
@@ -373,10 +382,16 @@ def _provisioned(row: Pipeline, seen: Ready, now: datetime) -> Pipeline:
 
 
 def _observed(
-    row: Pipeline, report: Report, now: datetime, policy: Policy, resources: JsonObject | None = None
+    row: Pipeline, report: Report, now: datetime, policy: Policy, seen: Ready | None = None
 ) -> tuple[Pipeline, ...]:
     """The row with what the process reports; nothing when nothing is new, or only details and too soon."""
-    moved = report.status is not row.runtime_status or report.desired is not row.runtime_desired
+    details = row.resources_status_details if seen is None or seen.details is None else seen.details
+    location = row.deployment_location if seen is None or seen.location is None else seen.location
+    moved = (report.status, report.desired, location) != (
+        row.runtime_status,
+        row.runtime_desired,
+        row.deployment_location,
+    )
     after = replace(
         row,
         runtime_status=report.status,
@@ -384,7 +399,8 @@ def _observed(
         runtime_status_details=report.details,
         runtime_desired=report.desired,
         runtime_desired_since=now if report.desired is not row.runtime_desired else row.runtime_desired_since,
-        resources_status_details=resources if resources is not None else row.resources_status_details,
+        resources_status_details=details,
+        deployment_location=location,
         storage_status_details=(
             report.storage_details if report.storage_details is not None else row.storage_status_details
         ),
@@ -495,6 +511,13 @@ def provisioning_timeout_seconds(row: Pipeline, policy: Policy) -> float:
 
 def _unavailable(reason: str) -> Report:
     return Report(RuntimeStatus.UNAVAILABLE, RuntimeDesired.UNAVAILABLE, {"reason": reason})
+
+
+def _silent_too_long(row: Pipeline, report: Report, now: datetime, policy: Policy) -> bool:
+    """Whether the process has been Unavailable, all the time, for longer than it may be."""
+    bound, since = policy.unavailable_timeout_seconds, row.runtime_status_since
+    silent = report.status is RuntimeStatus.UNAVAILABLE and row.runtime_status is RuntimeStatus.UNAVAILABLE
+    return silent and bound is not None and since is not None and now - since >= timedelta(seconds=bound)
 
 
 def _as_before(row: Pipeline) -> Resume | None:

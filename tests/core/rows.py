@@ -46,6 +46,7 @@ def corner(storage: StorageStatus, resources: ResourcesStatus, desired: Resource
     if resources is ResourcesStatus.PROVISIONED:
         row = replace(
             row,
+            deployment_location="h:1",
             runtime_status=RuntimeStatus.RUNNING,
             runtime_status_since=EPOCH,
             runtime_status_details={},

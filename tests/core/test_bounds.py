@@ -304,3 +304,65 @@ def test_an_early_start_waits_for_its_program(status: ProgramStatus) -> None:
         assert status.value in str(error.details["compiler_error"])
     else:
         assert (decision.rows, decision.effect, decision.revisit_seconds, decision.retry) == ((), None, None, False)
+
+
+# --- unavailable ----------------------------------------------------------------------------------------------------
+
+SILENT = Report(RuntimeStatus.UNAVAILABLE, RuntimeDesired.UNAVAILABLE, {"reason": "refused"})
+
+
+def silent_since(seconds: float) -> Pipeline:
+    return replace(
+        RUNS,
+        runtime_status=RuntimeStatus.UNAVAILABLE,
+        runtime_status_since=after(seconds),
+        runtime_status_details=SILENT.details,
+        runtime_desired=RuntimeDesired.UNAVAILABLE,
+        runtime_desired_since=after(seconds),
+    )
+
+
+@pytest.mark.parametrize("seen", [Ready("h:1", None, SILENT), Starting()], ids=repr)
+def test_unavailable_is_bounded_if_the_operator_says_so(seen: Any) -> None:
+    row = silent_since(5)
+    early = decide(row, seen, after(65) - TICK, unavailable_timeout_seconds=60.0)
+    assert early.effect is None
+    assert all(new.resources_status is R.PROVISIONED for new in early.rows)
+    late = decide(row, seen, after(65), unavailable_timeout_seconds=60.0)
+    assert late.effect == StopCompute()
+    error = late.rows[-1].deployment_error
+    assert error is not None
+    assert error.code == "AutomatonUnavailableTimeout"
+    assert error.details["timeout"] == {"secs": 60, "nanos": 0}
+    assert decide(row, seen, after(10_000_000)).effect is None  # by default it may come back at any time
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        Ready("h:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING)),
+        Ready("h:1", None, None),
+        Unseen("the daemon itself cannot look"),
+    ],
+    ids=repr,
+)
+def test_what_is_available_again_or_not_seen_is_not_stopped(seen: Any) -> None:
+    assert decide(silent_since(5), seen, after(1000), unavailable_timeout_seconds=60.0).effect is None
+
+
+def test_a_silence_that_begins_is_not_counted_from_before() -> None:
+    row = replace(RUNS, runtime_status_since=after(0))
+    decision = decide(row, Ready("h:1", None, SILENT), after(1000), unavailable_timeout_seconds=60.0)
+    assert decision.effect is None
+    assert decision.rows[-1].runtime_status is RuntimeStatus.UNAVAILABLE
+
+
+# --- where it is ----------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_moved_to_another_port_is_followed_at_once() -> None:
+    row = replace(RUNS, deployment_location="h:1", details_written_at=after(15))
+    report = Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING)
+    [moved] = decide(row, Ready("h:2", None, report), after(15)).rows
+    assert moved.deployment_location == "h:2"
+    assert not decide(replace(moved, details_written_at=after(15)), Ready("h:2", None, report), after(15)).rows

@@ -193,24 +193,29 @@ SEEN = {"suspect_since": None, "details_written_at": NOW, "refresh_version": 6}
 REPORTS: list[tuple[str, Ready, dict[str, Any]]] = [
     (
         "status",
-        Ready("h:1", None, Report(RuntimeStatus.REPLAYING, RuntimeDesired.RUNNING, {"reason": "old"})),
+        Ready("old:1", None, Report(RuntimeStatus.REPLAYING, RuntimeDesired.RUNNING, {"reason": "old"})),
         {"runtime_status": RuntimeStatus.REPLAYING, "runtime_status_since": NOW},
     ),
     (
         "desired",
-        Ready("h:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.PAUSED, {"reason": "old"})),
+        Ready("old:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.PAUSED, {"reason": "old"})),
         {"runtime_desired": RuntimeDesired.PAUSED, "runtime_desired_since": NOW},
     ),
     (
         "details",
-        Ready("h:1", {"pid": 7}, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING, {"a": 1}, CHECKPOINTS)),
+        Ready("old:1", {"pid": 7}, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING, {"a": 1}, CHECKPOINTS)),
         {
             "resources_status_details": {"pid": 7},
             "runtime_status_details": {"a": 1},
             "storage_status_details": CHECKPOINTS,
         },
     ),
-    ("nothing", Ready("h:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING, {"reason": "old"})), {}),
+    (
+        "location",
+        Ready("h:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING, {"reason": "old"})),
+        {"deployment_location": "h:1"},
+    ),
+    ("nothing", Ready("old:1", None, Report(RuntimeStatus.RUNNING, RuntimeDesired.RUNNING, {"reason": "old"})), {}),
 ]
 
 

@@ -28,6 +28,7 @@ from penstock.model import (
     Pipeline,
     Provision,
     Ready,
+    RuntimeStatus,
     Starting,
     SteerRuntime,
     StopCompute,
@@ -445,6 +446,28 @@ async def test_a_port_file_makes_it_ready_and_wakes_the_turn(world: ProcessWorld
     world.records(row).port_file.unlink()
     async with world.open() as successor:
         assert await successor.look(row) == ready
+
+
+async def test_a_process_that_is_silent_may_have_moved_to_another_port(
+    world: ProcessWorld, executor: ProcessExecutor
+) -> None:
+    row = world.python(SERVE + "write(b'4711\\n')\ntime.sleep(1000)", contract="http")
+    await executor.perform(row, Provision())
+    ready = await seen(executor, row, Ready)
+    assert isinstance(ready, Ready)
+    row = replace(provisioned(row), deployment_location=ready.location)
+    silent = replace(row, runtime_status=RuntimeStatus.UNAVAILABLE)
+    port_file = world.records(row).port_file
+    for text, location in (("4712\n", "127.0.0.1:4712"), ("garbage", "127.0.0.1:4712"), (None, "127.0.0.1:4712")):
+        if text is None:
+            port_file.unlink()
+        else:
+            port_file.write_text(text)
+        seen_silent = await executor.look(silent)
+        assert isinstance(seen_silent, Ready)
+        assert seen_silent.location == location
+    port_file.write_text("4713")
+    assert await executor.look(row) == seen_silent, "one that answers is not looked up"
 
 
 @pytest.mark.parametrize(

@@ -239,13 +239,15 @@ class ProcessExecutor:
         return Ready(None, details, Report(status, desired, {}, NO_CHECKPOINTS))
 
     async def _sight_port(self, row: Pipeline, deployment: Deployment, details: JsonObject) -> Sighting:
-        """Ready once the port file is whole; its appearance wakes the turn."""
+        """Ready once the port file is whole; its appearance wakes the turn. One that is silent may have moved."""
         if deployment.location is None and row.resources_status is ResourcesStatus.PROVISIONED:
             deployment.location = row.deployment_location
-        if deployment.location is None:
+        if deployment.location is None or row.runtime_status is RuntimeStatus.UNAVAILABLE:
             self._watch_port(deployment)
             port = await self._read(deployment.records.read_port)
             match port:
+                case None | str() if deployment.location is not None:
+                    pass
                 case None:
                     return Starting({**details, "phase": "waiting for the port file"})
                 case str(flaw):

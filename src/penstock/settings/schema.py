@@ -76,6 +76,8 @@ class Runner(_Section):
     executor: Literal["process"] = "process"
     provisioning_timeout_seconds: Annotated[float, BeforeValidator(number), Field(ge=1, le=_DAY_SECONDS)] = 20.0
     """How long Provisioning may last, unless `runtime_config.provisioning_timeout_secs` says otherwise."""
+    unavailable_timeout_seconds: Annotated[float, BeforeValidator(number), Field(ge=0, le=_DAY_SECONDS)] = 0.0
+    """How long a process may answer nothing of use before it is stopped; 0 = for as long as it likes."""
     stop_grace_seconds: Annotated[float, BeforeValidator(number), Field(ge=0, le=_DAY_SECONDS)] = 30.0
     """How long a graceful stop may take before it becomes a forced one; 0 = each stop is forced."""
     on_exit: Literal["leave", "stop"] = "leave"
@@ -177,6 +179,7 @@ class Settings(BaseSettings):
 _RELOADABLE = (
     "daemon.log_level",
     "runner.provisioning_timeout_seconds",
+    "runner.unavailable_timeout_seconds",
     "runner.stop_grace_seconds",
     "runner.on_exit",
     "runner.after_reboot",

@@ -286,6 +286,7 @@ def _toolchains(settings: Settings) -> dict[str, Toolchain]:
 def _policy(settings: Settings) -> Policy:
     return Policy(
         provisioning_timeout_seconds=settings.runner.provisioning_timeout_seconds,
+        unavailable_timeout_seconds=settings.runner.unavailable_timeout_seconds or None,
         resume_after_reboot=settings.runner.after_reboot == "start",
     )
 

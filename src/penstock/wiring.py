@@ -116,6 +116,7 @@ async def build(settings: Settings) -> AsyncGenerator[Daemon, None]:
                 clock=clock,
                 retention=settings.events.retention,
                 details_interval_seconds=settings.events.details_interval_seconds,
+                state_dir=state_dir,
             )
         )
         logs = LogFiles(state_dir=state_dir, clock=clock, max_bytes=settings.logs.max_bytes)

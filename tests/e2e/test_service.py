@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -114,3 +115,39 @@ def test_a_log_that_can_not_be_written_stops_nothing(make_daemon: Callable[..., 
     daemon.start_pipeline("p")
     daemon.stop_pipeline("p")
     assert daemon.terminate() == 0
+
+
+def test_a_lost_database_is_refused_and_nothing_swept(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    daemon.start()
+    pipeline = daemon.create("p", SLEEPER)
+    daemon.start_pipeline("p")
+    pid, database = daemon.process("p"), daemon.state_dir / "penstock.db"
+    assert daemon.terminate() == 0
+    kept = sorted(daemon.state_dir.glob("artifacts/*")) + sorted(daemon.state_dir.glob("pipelines/*/*"))
+    database.rename(daemon.home / "backup.db")
+    daemon.start(wait=False)
+    assert daemon.wait() == 1
+    told = daemon.log_text().splitlines()[-1]
+    for word in (f"penstock: {database}: ", f"{daemon.state_dir}/pipelines", pipeline["id"], "Restore it"):
+        assert word in told
+    assert sorted(daemon.state_dir.glob("artifacts/*")) + sorted(daemon.state_dir.glob("pipelines/*/*")) == kept
+    assert alive(pid)
+    (daemon.home / "backup.db").rename(database)
+    daemon.start()
+    assert daemon.process("p") == pid
+
+
+def test_nothing_is_acknowledged_once_the_state_is_gone(daemon: Daemon) -> None:
+    daemon.create("p", SLEEPER)
+    daemon.start_pipeline("p")
+    shutil.rmtree(daemon.state_dir)
+    for method, path, body in (
+        ("POST", "/v0/pipelines", {"name": "q", "program_code": SLEEPER}),
+        ("POST", "/v0/pipelines/p/stop?force=true", None),
+        ("GET", "/readyz", None),
+    ):
+        reply = daemon.ask(method, path, body)
+        assert reply.status == 503, reply
+        assert "penstock.db: was removed" in str(reply.body)
+    assert daemon.log_text().count('"store lost"') == 1

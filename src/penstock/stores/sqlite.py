@@ -38,15 +38,21 @@ NO_LIMIT = -1
 
 @asynccontextmanager
 async def open_sqlite(
-    path: str | Path, *, clock: Clock, retention: int = 720, details_interval_seconds: float = 600.0
+    path: str | Path,
+    *,
+    clock: Clock,
+    retention: int = 720,
+    details_interval_seconds: float = 600.0,
+    state_dir: Path | None = None,
 ) -> AsyncGenerator[SqliteStore, None]:
     """Open the store in the file at `path`, made if need be, for the running asyncio loop; closed on leaving.
 
     `retention` events are kept of each pipeline; details alone make one at most every `details_interval_seconds`.
+    `state_dir` is where the pipelines' data is: while it holds any, no other database than theirs is opened.
     Waits up to 2 s for the file to be free. Raises StoreLocked, StoreCorrupt, StoreUnavailable. On leaving, pending
     writes are finished, also under cancellation.
     """
-    opening = partial(open_file, str(path), now=clock.now(), new_instance_id=clock.new_id())
+    opening = partial(open_file, str(path), now=clock.now(), new_instance_id=clock.new_id(), state_dir=state_dir)
     file = await to_thread.run_sync(opening)
     try:
         store = SqliteStore(file, clock=clock, retention=retention, details_interval_seconds=details_interval_seconds)
@@ -76,13 +82,14 @@ class SqliteStore:
         """How many events were recorded since the store was opened."""
         self._listeners: list[Listener] = []
         self._closed = False
-        self._inode = file.inode
+        self._presence = file.presence
         self._idle_readers: list[sqlite3.Connection] = []
         self._readers = CapacityLimiter(READERS)
         self._writer = Writer(
             path=file.path,
             connection=file.connection,
             reserve=file.reserve,
+            presence=file.presence,
             rows=Rows(file.rows),
             retention=retention,
             announce=self._announce,
@@ -165,7 +172,6 @@ class SqliteStore:
         """Raise StoreUnavailable unless the file is still there and can be read and written: it is, a few bytes."""
         await self._write(lambda rows: Delta(None, None), by=Author.DAEMON, durable=False)
         await self._read("event", id="", event_id="")
-        await to_thread.run_sync(self._look_at_file)
 
     async def close(self) -> None:
         """Finish what is pending and close the file; once. Raises StoreUnavailable if the disk hangs."""
@@ -222,6 +228,7 @@ class SqliteStore:
 
     def _fetch(self, statement: str, parameters: Mapping[str, Value]) -> list[MonitorEvent]:
         """Runs in a thread, of which there are READERS at most."""
+        self._presence.check()
         with explained(self._path):
             connection = self._idle_readers.pop() if self._idle_readers else connect(self._path, reading=True)
             try:
@@ -231,12 +238,6 @@ class SqliteStore:
                     connection.close()
                 else:
                     self._idle_readers.append(connection)
-
-    def _look_at_file(self) -> None:
-        with explained(self._path):
-            found = os.stat(self._path)
-        if found.st_ino != self._inode:
-            raise StoreUnavailable(f"{self._path}: the file was replaced while it was open; restart Penstock")
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from penstock import linux
 from penstock.model import MonitorEvent, Pipeline
 from penstock.ports import StoreCorrupt, StoreError, StoreLocked, StoreUnavailable
 from penstock.stores import columns
+from penstock.stores.belonging import Belonging
 from penstock.stores.columns import Columns, Value
 from penstock.stores.reserve import Reserve
 from penstock.stores.statements import Statement, migrations, statements
@@ -64,7 +66,7 @@ class OpenFile:
 
     path: str
     """With symbolic links followed: one file has one lock, whatever it is called."""
-    inode: int
+    presence: Presence
     lock: int
     """A descriptor."""
     connection: sqlite3.Connection
@@ -107,11 +109,38 @@ def explained(path: str) -> Generator[None]:
         raise StoreUnavailable(f"{path}: {error}") from error
 
 
-def open_file(path: str, *, now: datetime, new_instance_id: str) -> OpenFile:
+class Presence:
+    """The files of an open database: whether they are still where they were, so that what is written to them lasts."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._inodes = {name: _inode(name) for name in (path, f"{path}-wal")}
+
+    def check(self) -> None:
+        """Raise StoreUnavailable if a file was removed or replaced since; takes a few microseconds."""
+        for name, inode in self._inodes.items():
+            try:
+                found = _inode(name)
+            except FileNotFoundError:
+                found = None
+            except OSError as error:
+                raise StoreUnavailable(f"{name}: {error.strerror}; nothing is written until it is there") from error
+            if found != inode:
+                done = "removed" if found is None else "replaced by another file"
+                text = f"{name}: was {done} while it was open, so nothing that is written would last"
+                raise StoreUnavailable(f"{text}; put it back, or restore a backup and restart Penstock")
+
+
+def _inode(name: str) -> tuple[int, int]:
+    found = os.stat(name)
+    return (found.st_dev, found.st_ino)
+
+
+def open_file(path: str, *, now: datetime, new_instance_id: str, state_dir: Path | None) -> OpenFile:
     """Lock the file at `path`, made if need be, migrate it and read all rows.
 
-    Waits up to linux.LOCK_RETRY_SECONDS for the lock. `new_instance_id` becomes that of a new file. Raises
-    StoreLocked, StoreUnavailable, StoreCorrupt; then nothing stays open.
+    Waits up to linux.LOCK_RETRY_SECONDS for the lock. `new_instance_id` becomes that of a new file, which is refused
+    if `state_dir` holds pipelines. Raises StoreLocked, StoreUnavailable, StoreCorrupt; then nothing stays open.
     """
     path = os.path.realpath(path)
     with ExitStack() as undo, explained(path):
@@ -121,25 +150,44 @@ def open_file(path: str, *, now: datetime, new_instance_id: str) -> OpenFile:
                 f"{path}: another Penstock uses this file (it holds {path}.lock). Stop it, or name another file."
             )
         undo.callback(os.close, lock)
+        belonging = Belonging(state_dir)
+
+        def refuse_stranger(instance_id: str | None) -> None:
+            objection = belonging.objection(instance_id)
+            if objection is not None:
+                raise StoreCorrupt(f"{path}: {objection}.")
+
+        if not os.path.exists(path) or os.path.getsize(path) == 0:
+            refuse_stranger(None)
         # Programs' environments stand in it: nobody else's to read. SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         reserve = Reserve(path)
         undo.callback(reserve.release)
-        connection = undo.enter_context(closing(_open(path, reserve)))
+        connection = undo.enter_context(closing(_open(path, reserve, refuse_stranger)))
         reserve.secure_index()
         reserve.extend()
         _migrate(connection, path, now)
         instance_id = _instance_id(connection, new_instance_id)
+        belonging.record(instance_id)
         rows = _fetch_rows(connection, path)
         latest = fetch_events(connection, path, "latest_events")
-        file = OpenFile(path, os.stat(path).st_ino, lock, connection, reserve, instance_id, rows, latest)
+        file = OpenFile(path, Presence(path), lock, connection, reserve, instance_id, rows, latest)
         undo.pop_all()
         return file
 
 
 def connect(path: str, *, reading: bool = False) -> sqlite3.Connection:
-    """A connection that may be handed from thread to thread; `reading` = it cannot write. Raises sqlite3.Error."""
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+    """A connection that may be handed from thread to thread; `reading` = it cannot write. Raises sqlite3.Error.
+
+    Makes no file: one that was taken away must not come back empty.
+    """
+    connection = sqlite3.connect(
+        f"{Path(path).as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
     # Bytes that are not UTF-8 arrive as lone surrogates, which `columns` refuses by row and column.
     connection.text_factory = _decode_text
     if reading:
@@ -185,8 +233,11 @@ def _decode_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _open(path: str, reserve: Reserve) -> sqlite3.Connection:
-    """Connect and begin to read, on a full disk too. Raises sqlite3.Error, OSError, StoreUnavailable."""
+def _open(path: str, reserve: Reserve, refuse_stranger: Callable[[str | None], None]) -> sqlite3.Connection:
+    """Connect and begin to read, on a full disk too. Raises sqlite3.Error, OSError, StoreUnavailable, StoreCorrupt.
+
+    `refuse_stranger` is told the instance id, None for that of a new database, before anything is written.
+    """
     attempts = 0
     while True:
         reserve.restore()
@@ -194,8 +245,9 @@ def _open(path: str, reserve: Reserve) -> sqlite3.Connection:
         with ExitStack() as undo:
             connection = undo.enter_context(closing(connect(path)))
             try:
+                refuse_stranger(_known_instance_id(connection))
                 _prepare(connection, path)
-                fetch(connection, "tables")
+                fetch(connection, "tables")  # makes the log and its index
             except sqlite3.Error as error:
                 if attempts == OPEN_ATTEMPTS or error.sqlite_errorcode not in _NO_ROOM:
                     raise
@@ -272,6 +324,15 @@ def _split(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _known_instance_id(connection: sqlite3.Connection) -> str | None:
+    """What the database holds as its instance id; None for an empty one; empty when `_migrate` has to judge it."""
+    tables = {found["name"] for found in fetch(connection, "tables")}
+    if not tables:
+        return None
+    found = fetch(connection, "meta", key="instance_id") if "meta" in tables else []
+    return str(found[0]["value"]) if found else ""
 
 
 def _instance_id(connection: sqlite3.Connection, new_instance_id: str) -> str:

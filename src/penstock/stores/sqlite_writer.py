@@ -22,7 +22,7 @@ from penstock.stores import columns
 from penstock.stores.columns import Columns
 from penstock.stores.reserve import LOW_BYTES, Reserve
 from penstock.stores.rows import Decide, Delta, Rows
-from penstock.stores.sqlite_file import corrupt, execute, explain, fetch
+from penstock.stores.sqlite_file import Presence, corrupt, execute, explain, fetch
 
 log = structlog.get_logger("penstock.store")
 
@@ -66,6 +66,7 @@ class Writer:
         path: str,
         connection: sqlite3.Connection,
         reserve: Reserve,
+        presence: Presence,
         rows: Rows,
         retention: int,
         announce: Callable[[list[Outcome]], None],
@@ -74,6 +75,10 @@ class Writer:
         self._connection = connection
         self._reserve = reserve
         self._disk_full = False
+        self._presence = presence
+        self._lost = False
+        self._broken: StoreUnavailable | None = None
+        """Why what is on disk may not be what is in memory; for good."""
         self._rows = rows
         self.retention = retention
         """May be replaced at any time; each pipeline follows at its next event."""
@@ -153,12 +158,16 @@ class Writer:
     def _commit(self, batch: list[Write]) -> list[Outcome]:
         self._applied = []
         try:
+            if self._broken is not None:
+                raise self._broken
             self._roll_back()
             self._guard_against_power_loss(any(write.durable for write in batch))
             self._connection.execute("BEGIN IMMEDIATE")
             outcomes = [Outcome(write, self._attempt(write)) for write in batch]
+            self._refuse_lost_files()
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+            self._refuse_lost_files(committed=True)
+        except (sqlite3.Error, StoreUnavailable) as error:
             self._kept.clear()
             for delta in reversed(self._applied):
                 self._rows.apply(Delta(delta.after, delta.before))
@@ -166,6 +175,22 @@ class Writer:
                 self._roll_back()
             return [Outcome(write, self._meaning(error)) for write in batch]
         return outcomes
+
+    def _refuse_lost_files(self, *, committed: bool = False) -> None:
+        """Raise StoreUnavailable if what is written goes to files that nobody will find. Logs when that changes."""
+        try:
+            self._presence.check()
+        except StoreUnavailable as error:
+            if committed:
+                # Should the files come back, this commit may be in them, and memory behind.
+                self._broken = StoreUnavailable(f"{error}. It was so in the midst of a commit: only a restart helps")
+            if not self._lost:
+                log.error("store lost", error=str(error))
+            self._lost = True
+            raise
+        if self._lost:
+            log.info("store found again", path=self._path)
+        self._lost = False
 
     def _attempt(self, write: Write) -> Delta | Exception:
         """Do one write inside the transaction. Raises what none of the transaction's writes can survive."""
@@ -186,6 +211,8 @@ class Writer:
 
     def _meaning(self, error: Exception) -> Exception:
         """`error` as the port tells it, anew for each who gets it; itself when it is a bug of ours."""
+        if isinstance(error, StoreUnavailable):
+            return StoreUnavailable(str(error))
         meaning = explain(self._path, error) if isinstance(error, sqlite3.Error) else None
         if meaning is None:
             return error

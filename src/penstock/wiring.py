@@ -6,6 +6,7 @@ things begin and end. Must never decide anything about a pipeline.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -222,8 +223,22 @@ async def _serve_api(daemon: Daemon, serving: anyio.Event) -> None:
         version=__version__,
         stop_grace_seconds=lambda: daemon.settings.runner.stop_grace_seconds,
         caught_up=daemon.loop.caught_up.is_set,
+        look_again=daemon.loop.wake,
     )
-    await serve_api(build_app(context), daemon.started_with.api.listen, ready=ready)
+    listen = daemon.started_with.api.listen
+    try:
+        await serve_api(build_app(context), listen, ready=ready)
+    except OSError as error:
+        if serving.is_set():
+            raise
+        raise OSError(error.errno, f"cannot listen on {listen}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    """Why, in the kernel's words; those of who listens only where they say more than the address again."""
+    if error.filename is None and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 async def _tell_when_ready(daemon: Daemon, serving: anyio.Event, notifier: Notifier) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,55 @@ print(notifier.watchdog_seconds, "NOTIFY_SOCKET" in os.environ)
         "2.0 False",
     ]
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("given", "meant"), [("here", "here"), (".", "."), ("a/../b", "b"), ("/s", "/s")])
+def test_a_state_directory_is_found_from_where_the_command_is_given(tmp_path: Path, given: str, meant: str) -> None:
+    body = "os.chdir('/')\nprint(settings.daemon.state_dir, reload().daemon.state_dir)"
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        done = serve(body, "--state-dir", given)
+    finally:
+        os.chdir(here)
+    expected = (tmp_path / meant).resolve()
+    assert (done.stdout, done.stderr) == (f"{expected} {expected}\n", "")
+
+
+def test_an_empty_state_directory_is_refused() -> None:
+    done = serve("print('never')", "--state-dir", "")
+    told = "--state-dir: daemon.state_dir: is empty; name a directory, or leave it out for the default\n"
+    assert (done.returncode, done.stdout, done.stderr) == (78, "", told)
+
+
+def real_serve(state_dir: Path, listen: str) -> subprocess.CompletedProcess[str]:
+    """The daemon as it is; it is expected to refuse."""
+    argv = [sys.executable, "-m", "penstock", "serve", "--config", os.devnull, "--state-dir", str(state_dir)]
+    return subprocess.run(
+        [*argv, "--listen", listen, "--log-level", "error"], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_where_it_can_not_listen(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    used = tmp_path / "used"
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as answering:
+        answering.bind(str(used))
+        answering.listen()
+        port = taken.getsockname()[1]
+        advice = ": end the program that listens there, or choose another address with --listen"
+        for listen, reason in (
+            (f"unix:{tmp_path}/no/f", "No such file or directory"),
+            (f"unix:{plain}/f", "Not a directory"),
+            (f"unix:{plain}", "exists and is not a socket"),
+            (f"unix:{used}", f"somebody answers on this socket{advice}"),
+            ("unix:/proc/f", "No such file or directory"),
+            (f"127.0.0.1:{port}", f"Address already in use{advice}"),
+        ):
+            done = real_serve(tmp_path / "state", listen)
+            assert done.stderr == f"penstock: cannot listen on {listen}: {reason}\n"
+            assert done.returncode == 1
 
 
 def test_a_hangup_before_the_daemon_is_up_does_not_kill_it() -> None:

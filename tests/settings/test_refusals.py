@@ -46,6 +46,7 @@ RULES = {
     "misspelled key of toolchains": ("[toolchains]\nparalel = 3", "toolchains.paralel", 'did you mean "parallel"?'),
     "misspelled key of a toolchain": (TOOL + "chek = []", "toolchains.mine.chek", 'did you mean "check"?'),
     "section that is no table": ("runner = 3", "runner", "must be a table, is 3"),
+    "no state directory": ("[daemon]\nstate_dir = ''", "daemon.state_dir", "is empty; name a directory"),
     "relative state directory": ("[daemon]\nstate_dir = 'here'", "daemon.state_dir", "must be an absolute path"),
     "unknown log format": ("[daemon]\nlog_format = 'xml'", "daemon.log_format", '"auto", "text" or "json", is "xml"'),
     "unknown log level": ("[daemon]\nlog_level = 'loud'", "daemon.log_level", 'or "error", is "loud"'),
@@ -180,7 +181,7 @@ def test_says_which_variable(rule: str, tmp_path: Path) -> None:
         ("PENSTOCK_TOOLCHAINS__MINE", "{}", "toolchains.mine", "unknown key"),
         ("PENSTOCK_LOGS__MAX_BYTES", "1" * 5000, "logs.max_bytes", "must be"),
         ("PENSTOCK_LOGS__MAX_BYTES", "", "logs.max_bytes", "must be a whole number"),
-        ("PENSTOCK_DAEMON__STATE_DIR", "", "daemon.state_dir", "must be an absolute path"),
+        ("PENSTOCK_DAEMON__STATE_DIR", "", "daemon.state_dir", "is empty; name a directory"),
         ("PENSTOCK_API__LISTEN", "unix:/\udcff", "api.listen", "must be UTF-8"),
     ],
 )

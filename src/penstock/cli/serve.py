@@ -27,11 +27,11 @@ _PATH = click.Path(path_type=Path, resolve_path=True)
 @click.command()
 @click.option("--config", type=_PATH, help="The TOML file to read.")
 @click.option("--listen", metavar="ADDRESS", help="HOST:PORT on loopback, or unix:/path.")
-@click.option("--state-dir", type=_PATH, help="Where everything that lasts is kept.")
+@click.option("--state-dir", metavar="PATH", help="Where everything that lasts is kept.")
 @click.option("--log-format", type=click.Choice(["auto", "text", "json"]), help="auto = text on a terminal, else json.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged at least.")
 def serve(
-    config: Path | None, listen: str | None, state_dir: Path | None, log_format: str | None, log_level: str | None
+    config: Path | None, listen: str | None, state_dir: str | None, log_format: str | None, log_level: str | None
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT; pipelines go on running unless `[runner] on_exit` says "stop".
 
@@ -41,7 +41,8 @@ def serve(
     """
     flags = {
         "api.listen": listen,
-        "daemon.state_dir": state_dir,
+        # As with every command's paths, from where it is given; an empty one is for the settings to refuse.
+        "daemon.state_dir": os.path.realpath(state_dir) if state_dir else state_dir,
         "daemon.log_format": log_format,
         "daemon.log_level": log_level,
     }

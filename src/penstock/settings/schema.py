@@ -22,6 +22,7 @@ from penstock.settings.values import (
     argv,
     listen_address,
     message_pattern,
+    named,
     nearest,
     number,
     parse_listen,
@@ -46,7 +47,7 @@ class _Section(BaseModel):
 class Daemon(_Section):
     """`[daemon]`: the process itself."""
 
-    state_dir: Annotated[Path, AfterValidator(absolute)]
+    state_dir: Annotated[Path, BeforeValidator(named), AfterValidator(absolute)]
     """Everything that lasts. Its default depends on the environment; `resolve` fills it in."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """`auto` = text on a terminal, JSON otherwise."""

@@ -138,6 +138,13 @@ def message_pattern(value: str) -> str:
     return value
 
 
+def named(value: object) -> object:
+    """A path that is not empty: as a Path, that would be the current directory."""
+    if value == "":
+        raise ValueError("is empty; name a directory, or leave it out for the default")
+    return value
+
+
 def absolute(value: Path) -> Path:
     """A path that does not depend on where the daemon was started."""
     if not value.is_absolute() or "\0" in str(value):

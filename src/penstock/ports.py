@@ -237,6 +237,10 @@ class Probe(Protocol):
         """GET `path`, percent-encoded and with its query; bounded in time and size; a Fault when nothing came."""
         ...
 
+    async def post(self, location: str, path: str) -> Reply | Fault:
+        """POST to `path` once, without a body; as `get`, but what it asks for may take the process its time."""
+        ...
+
     async def steer(self, location: str, target: RuntimeDesired) -> None:
         """Tell the process to be Running, Paused or Suspended. Raises ExecutorError."""
         ...

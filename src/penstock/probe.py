@@ -1,6 +1,6 @@
 """Asks processes that speak contract `http` how they are, and tells them what to do (contract.md sections 7.3 and 7.4).
 
-Called by the reconciler (status), executors (steer) and the API (get). What answers is a user's program: it may hang,
+Called by the reconciler (status), executors (steer) and the API (get, post). What answers is a user's program: it may hang,
 never end, or answer nonsense. So every exchange is bounded in time and size, follows no redirect, goes through no
 proxy, keeps no cookie, and no failure of the other side is an exception. Must never decide what an answer means; that
 is `answers.interpret`'s.
@@ -29,6 +29,9 @@ STATUS_LIMIT_BYTES = 1_000_000
 
 GET_TIMEOUT_SECONDS = 10.0
 """For what the API passes on, and for steering (contract.md section 5.5)."""
+
+POST_TIMEOUT_SECONDS = 120.0
+"""For commands that the API passes on: an approval is answered once the process has gone on (contract.md 5.5, 7.4)."""
 
 GET_LIMIT_BYTES = 16 << 20
 """Statistics and metrics that are longer are refused: they are held in memory."""
@@ -90,8 +93,18 @@ class HttpProbe:
 
         A Fault (PipelineInteractionUnreachable or PipelineInteractionInvalidResponse) when there is no usable answer.
         """
+        return await self._pass_on("GET", location, path, GET_TIMEOUT_SECONDS)
+
+    async def post(self, location: str, path: str) -> Reply | Fault:
+        """POST to `path`, once and without a body; takes at most POST_TIMEOUT_SECONDS. Faults as `get`.
+
+        One that got no answer may have been obeyed all the same.
+        """
+        return await self._pass_on("POST", location, path, POST_TIMEOUT_SECONDS)
+
+    async def _pass_on(self, method: str, location: str, path: str, seconds: float) -> Reply | Fault:
         try:
-            reply = await self._exchange("GET", location, path, GET_TIMEOUT_SECONDS, GET_LIMIT_BYTES)
+            reply = await self._exchange(method, location, path, seconds, GET_LIMIT_BYTES)
         except _TooLong:
             error = f"the answer to {path} is longer than {GET_LIMIT_BYTES} bytes"
             return Fault("PipelineInteractionInvalidResponse", f"The pipeline cannot be shown: {error}.", _why(error))

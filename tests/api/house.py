@@ -111,6 +111,7 @@ class House:
             version=self.version,
             stop_grace_seconds=lambda: self.grace_seconds,
             caught_up=self.loop.caught_up.is_set,
+            look_again=self.loop.wake,
         )
 
     # Requests.

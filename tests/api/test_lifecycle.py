@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import anyio
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.answers import Answer as Said
 from penstock.model import Exit, Fault, ProgramStatus, ResourcesStatus, RuntimeStatus, StorageStatus
+from penstock.ports import Reply
 from tests.api.house import Answer, House
 
 BAD = Fault("PipelineProcessExited", "It ended.", {"exit_code": 3})
@@ -390,6 +393,55 @@ async def test_what_opaque_processes_never_need_is_refused_for_good(house: House
     assert (answer.status, answer.error_code) == (400, "InvalidBootstrapConfig")
     answer = await house.post("/v0/pipelines/nobody/activate?initial=standby")
     assert (answer.status, answer.error_code) == (405, "UnsupportedPipelineAction")
+
+
+def status(runtime: str, desired: str) -> Said:
+    return Said(200, {"runtime_status": runtime, "runtime_desired_status": desired, "runtime_status_details": {}})
+
+
+def said(code: int, body: object) -> Reply:
+    return Reply(code, "application/json", json.dumps(body).encode())
+
+
+async def test_a_standby_is_activated_by_its_process_and_stays_as_it_was_told(house: House) -> None:
+    house.world.location = "127.0.0.1:1"
+    house.probe.answers = [status("Standby", "Standby")]
+    house.probe.replies["/activate?initial=paused"] = said(202, "ok")
+    await house.create()
+    await house.post("/v0/pipelines/p1/start")
+    await house.until(deployment_runtime_status="Standby")
+    house.probe.answers = [status("Paused", "Paused")]
+    answer = await house.post("/v0/pipelines/p1/activate?initial=paused")
+    assert (answer.status, type(answer.json)) == (202, str)
+    assert house.probe.posted == ["/activate?initial=paused"]
+    await house.until(deployment_runtime_status="Paused")  # seen at once
+    [process] = house.world.processes.values()
+    assert not process.paused  # by anybody but itself
+    house.probe.answers = [status("Running", "Running")]  # it forgets what it was told
+    with anyio.fail_after(10):
+        while not process.paused:  # and is told again
+            await anyio.sleep(0.01)
+
+
+async def test_what_a_process_answers_to_an_approval_is_passed_on(house: House) -> None:
+    house.world.location = "127.0.0.1:1"
+    house.probe.answers = [status("AwaitingApproval", "Running")]
+    await house.create()
+    await house.post("/v0/pipelines/p1/start")
+    await house.until(deployment_runtime_status="AwaitingApproval")
+    path = "/approve?silent_bootstrap=true&concurrent_bootstrap=false"
+    answer = await house.post("/v0/pipelines/p1/approve?silent_bootstrap=true")
+    assert (answer.status, answer.error_code) == (503, "PipelineInteractionUnreachable")
+    error = {"message": "no", "error_code": "InvalidTransition", "details": {}}
+    house.probe.replies[path] = said(400, error)
+    answer = await house.post("/v0/pipelines/p1/approve?silent_bootstrap=true")
+    assert (answer.status, answer.json) == (400, error)
+    house.probe.replies[path] = said(200, "approved")
+    house.probe.answers = [status("Running", "Running")]
+    answer = await house.post("/v0/pipelines/p1/approve?silent_bootstrap=true")
+    assert (answer.status, type(answer.json)) == (200, str)
+    assert house.probe.posted == [path] * 3  # never twice for one request
+    await house.until(deployment_runtime_status="Running")
 
 
 # --- 14 dismiss_error -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from penstock.api.errors import ApiError
 from penstock.api.spec import may_be_name
-from penstock.model import DEFAULT_TENANT, Pipeline, TenantId
+from penstock.model import DEFAULT_TENANT, Pipeline, PipelineId, TenantId
 from penstock.ports import Clock, Logs, Probe, Store, Toolchains, UsageSource
 from penstock.telemetry import Metrics
 
@@ -36,6 +36,8 @@ class Context:
     """How long a graceful stop may take; may change with the configuration."""
     caught_up: Callable[[], bool]
     """Whether every pipeline found at start has had its first turn."""
+    look_again: Callable[[PipelineId], None]
+    """Have the daemon look at a pipeline now, since it was told something."""
     tenant: TenantId = DEFAULT_TENANT
 
 

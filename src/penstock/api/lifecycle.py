@@ -5,14 +5,13 @@ Each records what is wanted and answers at once; the loop makes it true (contrac
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from aiohttp import web
 
 from penstock import requests
 from penstock.api import query
 from penstock.api.context import PIPELINE, Handler, context_of, pipeline_of
-from penstock.api.errors import ApiError, refused
+from penstock.api.errors import ApiError
+from penstock.api.interaction import check_reachable, tell
 from penstock.api.responses import json_response
 from penstock.api.writing import change
 from penstock.model import Bootstrap, BootstrapPolicy, Initial, Pipeline, Refusal, RuntimeDesired
@@ -68,15 +67,28 @@ async def dismiss_error(request: web.Request) -> web.Response:
 
 
 async def approve(request: web.Request) -> web.Response:
-    """Approve what a changed program has to do: not something that a process of ours ever waits for."""
-    _bootstrap(request, BootstrapPolicy.ALLOW)
-    await _refuse_action(request, "approve", "the pipeline's process never waits for an approval")
+    """Let a process that awaits approval go on with a changed program; answered once it has."""
+    bootstrap = _bootstrap(request, BootstrapPolicy.ALLOW)
+    row, location = await _speaking(request, "approve", "the pipeline's process never waits for an approval")
+    flags = f"silent_bootstrap={_word(bootstrap.silent)}&concurrent_bootstrap={_word(bootstrap.concurrent)}"
+    answer = await tell(request, row, location, f"/approve?{flags}")
+    return answer if answer.status >= 300 else json_response("The pipeline's changes are approved.")
 
 
 async def activate(request: web.Request) -> web.Response:
-    """Activate a standby: not something that a process of ours can be."""
-    _initial(request, "activate", (Initial.RUNNING, Initial.PAUSED))
-    await _refuse_action(request, "activate", "the pipeline's process is never on standby")
+    """Let a process that is on standby become what `initial` says."""
+    initial = _initial(request, "activate", (Initial.RUNNING, Initial.PAUSED))
+    row, location = await _speaking(request, "activate", "the pipeline's process is never on standby")
+    answer = await tell(request, row, location, f"/activate?initial={initial.value}")
+    if answer.status >= 300:
+        return answer
+
+    def wanted(row: Pipeline) -> Pipeline:
+        after = requests.steer(row, initial.desired)
+        return row if isinstance(after, Refusal) else after  # told to stop meanwhile, which is more
+
+    await change(request, wanted, cause="activation requested")
+    return json_response(f"Pipeline was told to be {initial.desired.value}.", status=202)
 
 
 def _steering(target: RuntimeDesired) -> Handler:
@@ -119,12 +131,17 @@ def _bootstrap(request: web.Request, policy: BootstrapPolicy) -> Bootstrap:
     return Bootstrap(policy, silent=silent, concurrent=concurrent)
 
 
-async def _refuse_action(request: web.Request, action: str, reason: str) -> NoReturn:
+async def _speaking(request: web.Request, action: str, why_not: str) -> tuple[Pipeline, str]:
+    """The pipeline, and where its process is. Raises ApiError if it cannot be told anything, or never `action`."""
     row = await pipeline_of(request)
-    within_reach = requests.steer(row, RuntimeDesired.RUNNING)
-    if isinstance(within_reach, Refusal):
-        raise refused(within_reach)
-    raise _unsupported(action, reason)
+    check_reachable(row)
+    if row.deployment_location is None:
+        raise _unsupported(action, why_not)
+    return row, row.deployment_location
+
+
+def _word(flag: bool) -> str:
+    return "true" if flag else "false"
 
 
 def _unsupported(action: str, reason: str) -> ApiError:

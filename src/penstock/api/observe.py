@@ -15,8 +15,9 @@ from aiohttp import HttpVersion11, hdrs, web
 from penstock.api import query
 from penstock.api.context import PIPELINE, context_of, pipeline_of
 from penstock.api.errors import ApiError
+from penstock.api.interaction import ask, check_reachable
 from penstock.api.responses import json_response
-from penstock.model import Fault, JsonValue, Pipeline, ResourcesStatus, RuntimeStatus
+from penstock.model import JsonValue, Pipeline, RuntimeStatus
 from penstock.ports import LogCursor, Usage
 
 FORMATS = ("prometheus", "json")
@@ -114,9 +115,9 @@ def _watch_over(request: web.Request) -> None:
 async def get_stats(request: web.Request) -> web.Response:
     """Statistics of a provisioned pipeline."""
     row = await pipeline_of(request)
-    _check_reachable(row)
+    check_reachable(row)
     if row.deployment_location is not None:
-        return await _ask(request, row, row.deployment_location, f"/stats?{request.rel_url.raw_query_string}")
+        return await ask(request, row, row.deployment_location, f"/stats?{request.rel_url.raw_query_string}")
     usage = await _usage(request, row)
     uptime_seconds = (context_of(request).clock.now() - usage.started_at).total_seconds()
     return json_response({"global_metrics": _global(row, usage, uptime_seconds), "inputs": [], "outputs": []})
@@ -126,9 +127,9 @@ async def get_metrics(request: web.Request) -> web.Response:
     """Metrics of a provisioned pipeline; the content type is exactly ``text/plain`` (conformance.md T5)."""
     wanted = query.choice(request, "format", FORMATS, "prometheus")
     row = await pipeline_of(request)
-    _check_reachable(row)
+    check_reachable(row)
     if row.deployment_location is not None:
-        return await _ask(request, row, row.deployment_location, f"/metrics?format={wanted}")
+        return await ask(request, row, row.deployment_location, f"/metrics?format={wanted}")
     samples = _samples(await _usage(request, row))
     labels = {"pipeline": row.id, "pipeline_name": row.spec.name}
     if wanted == "json":
@@ -144,39 +145,6 @@ async def get_metrics(request: web.Request) -> web.Response:
         for name, kind, text, value in samples
     ]
     return web.Response(body="".join(families).encode(), content_type="text/plain")
-
-
-def _check_reachable(row: Pipeline) -> None:
-    """Raise ApiError unless there is a process to ask."""
-    name, status, desired = row.spec.name, row.deployment_status, row.deployment_desired_status
-    if row.resources_status is not ResourcesStatus.PROVISIONED:
-        raise ApiError(
-            "PipelineInteractionNotDeployed",
-            f"Pipeline {name!r} is {status}, so there is no process to ask. Start it, or wait until it has started.",
-            {"pipeline_name": name, "status": status, "desired_status": desired},
-        )
-    if row.runtime_status is RuntimeStatus.UNAVAILABLE:
-        raise ApiError(
-            "PipelineUnavailable",
-            f"The process of pipeline {name!r} does not answer at the moment. Its log may tell why.",
-            {"pipeline_name": name},
-        )
-
-
-async def _ask(request: web.Request, row: Pipeline, location: str, path: str) -> web.Response:
-    """Pass on what the process answers, errors too."""
-    reply = await context_of(request).probe.get(location, path)
-    if isinstance(reply, Fault):
-        raise ApiError(reply.code, reply.message, {"pipeline_name": row.spec.name, **reply.details})
-    if not 200 <= reply.http_status < 600:
-        error = f"HTTP status {reply.http_status} in answer to {path}"
-        raise ApiError(
-            "PipelineInteractionInvalidResponse",
-            f"The process of pipeline {row.spec.name!r} gave an answer that cannot be passed on: {error}.",
-            {"pipeline_name": row.spec.name, "error": error},
-        )
-    headers = {hdrs.CONTENT_TYPE: reply.content_type} if reply.content_type else None
-    return web.Response(body=reply.body, status=reply.http_status, headers=headers)
 
 
 async def _usage(request: web.Request, row: Pipeline) -> Usage:

@@ -44,7 +44,8 @@ class FakeProbe:
     answers: list[Answer | NoAnswer] = field(default_factory=list[Answer | NoAnswer])
     steered: list[RuntimeDesired] = field(default_factory=list[RuntimeDesired])
     replies: dict[str, Reply] = field(default_factory=dict[str, Reply])
-    """What `get` brings back, by path and query."""
+    """What `get` and `post` bring back, by path and query."""
+    posted: list[str] = field(default_factory=list[str])
 
     async def status(self, location: str) -> Answer | NoAnswer:
         if not self.answers:
@@ -55,6 +56,10 @@ class FakeProbe:
         error = "nobody listens"
         unreachable = Fault("PipelineInteractionUnreachable", f"No answer: {error}.", {"request": path, "error": error})
         return self.replies.get(path, unreachable)
+
+    async def post(self, location: str, path: str) -> Reply | Fault:
+        self.posted.append(path)
+        return await self.get(location, path)
 
     async def steer(self, location: str, target: RuntimeDesired) -> None:
         self.steered.append(target)

@@ -298,7 +298,9 @@ while number < {last}:
 def check(position: LogPosition, lines: list[bytes]) -> None:
     """Each line bears its number: the first one of a log is the daemon's, and those of NUMBERS count from 2."""
     for number, line in enumerate(lines, position.seq + 1):
-        assert line.startswith(b"[manager]") if number == 1 else int(line.split()[0]) == number
+        if line.endswith(b"\n"):  # not one that is being written
+            daemons = number == 1 and line.startswith(b"[manager]")
+            assert daemons or line == b"%d %s\n" % (number, b"x" * (number % 97)), (position, number, line)
 
 
 async def test_numbers_last_while_it_is_trimmed(
@@ -418,10 +420,10 @@ async def test_offsets_are_given_back_too(
         while process.poll() is None:
             check(*await lines_from(logs))
         await until(lambda: on_disk(path) <= MB, "the log within its bound")
-        state = logs._files[ID].numbering.state
+        await until(lambda: logs._trimmer._rigid or logs._files[ID].numbering.state.base > 5 * MB, "offsets given back")
         if logs._trimmer._rigid:
             pytest.skip("this file system cannot take holes out of a file")
-        assert state.base > 5 * MB
+        state = logs._files[ID].numbering.state
         assert os.stat(path).st_size < 12 * MB < state.front.offset
         position, lines = await lines_from(logs)
         check(position, lines)
@@ -472,7 +474,7 @@ async def test_numbers_last_however_often_the_daemon_is_killed(
 ) -> None:
     """Daemons that trim are killed at any instant while a program writes; no line ever gets another number."""
     path = make().path(ID)
-    pace = NUMBERS.format(first=2, last=10_000_000) + "    import time; time.sleep(0.0005)\n"
+    pace = NUMBERS.format(first=2, last=10**12) + "    import time; time.sleep(0.0005)\n"
     process = spawn(path, pace)
     chance = random.Random(7)
     epochs: set[str] = set()

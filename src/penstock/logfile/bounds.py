@@ -36,6 +36,8 @@ GRAIN_BYTES = 1 << 16
 SHIFT_BYTES = 1 << 40
 """A hole of this length is taken out of its file."""
 
+FAR_BYTES = 1 << 36
+
 FASTEST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS = 0.02, 1.0
 """A file that is being written to is looked at this often, depending on how quickly it grows."""
 
@@ -159,10 +161,10 @@ class Trimmer:
         return False
 
     def _may_punch(self, fd: int, path: str) -> bool:
-        """Tell whether the file system has holes, by one where there is nothing: behind the end."""
+        """Tell whether the file system has holes, by one so far behind the end that no writer gets there meanwhile."""
         if self._has_holes is None:
             try:
-                punch_hole(fd, os.fstat(fd).st_size + GRAIN_BYTES, GRAIN_BYTES)
+                punch_hole(fd, os.fstat(fd).st_size + FAR_BYTES, GRAIN_BYTES)
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise

@@ -26,6 +26,7 @@ from penstock.model import (
     Ready,
     ResourcesStatus,
     Sighting,
+    SteerRuntime,
     Unbuilt,
     Unseen,
 )
@@ -94,6 +95,9 @@ class Reconciler:
         fault = await self._act(recorded, decision.effect)
         if fault is None:
             return _turn(row, decision)
+        if isinstance(decision.effect, SteerRuntime) and not fault.retry:
+            words = f"was told to be {decision.effect.target.lower()}, and refuses: {fault.fault.code}"
+            self._logs.note(recorded, "WARN", f"the process {words}: {fault.fault.message}")
         after = self._decide(recorded, EffectFailed(decision.effect, fault.fault, fault.retry))
         await self._record(recorded, after)
         return Turn(

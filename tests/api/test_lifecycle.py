@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from penstock.answers import Answer as Said
 from penstock.model import Exit, Fault, ProgramStatus, ResourcesStatus, RuntimeStatus, StorageStatus
-from penstock.ports import Reply
+from penstock.ports import ExecutorError, Reply
 from tests.api.house import Answer, House
 
 BAD = Fault("PipelineProcessExited", "It ended.", {"exit_code": 3})
@@ -364,6 +364,19 @@ async def test_PR1_pause_and_resume_are_accepted_in_either_state(house: House) -
             assert (answer.status, type(answer.json)) == (202, str)
         reached = "Paused" if actions[-1] == "pause" else "Running"
         await house.until(deployment_status=reached, deployment_desired_status=reached)
+
+
+async def test_a_process_that_refuses_is_left_alone_and_its_log_says_why(house: House) -> None:
+    await house.running()
+    no = Fault("InvalidTransition", "Not while it moves.")
+    house.world.refusals = [ExecutorError(no, retry=False)]
+    assert (await house.post("/v0/pipelines/p1/pause")).status == 202
+    with anyio.fail_after(5):
+        while (await house.row()).runtime_intent is not None:
+            await anyio.sleep(0.01)
+    [said] = [text for _, level, text in house.logs.notes if level == "WARN"]
+    assert said == "the process was told to be paused, and refuses: InvalidTransition: Not while it moves."
+    assert (await house.row()).runtime_status is RuntimeStatus.RUNNING
 
 
 @pytest.mark.parametrize("action", ["pause", "resume", "approve", "activate"])

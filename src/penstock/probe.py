@@ -1,7 +1,7 @@
 """Asks processes that speak contract `http` how they are, and tells them what to do (contract.md sections 7.3 and 7.4).
 
-Called by the reconciler (status), executors (steer) and the API (get, post). What answers is a user's program: it may hang,
-never end, or answer nonsense. So every exchange is bounded in time and size, follows no redirect, goes through no
+Called by the reconciler (status), executors (steer) and the API (get, post). What answers is a user's program: it may
+hang, never end, or answer nonsense. So every exchange is bounded in time and size, follows no redirect, goes through no
 proxy, keeps no cookie, and no failure of the other side is an exception. Must never decide what an answer means; that
 is `answers.interpret`'s.
 """

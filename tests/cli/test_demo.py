@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+SCALE = int(os.environ.get("PENSTOCK_TEST_SCALE", "1"))
 
-def demo(home: Path, *options: str) -> subprocess.Popen[str]:
+
+def demo(home: Path, *options: str, before: str = "") -> subprocess.Popen[str]:
+    """The demo, with `before` run in its process first."""
+    argv = [sys.executable, "-c", f"{before}\nfrom penstock.__main__ import main\nmain()", "demo", *options]
     return subprocess.Popen(
-        [sys.executable, "-m", "penstock", "demo", *options],
+        argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -40,8 +44,11 @@ def leftovers(home: Path) -> list[str]:
 
 def assert_nothing_left(home: Path) -> None:
     give_up_at = time.monotonic() + 5
-    while leftovers(home):
-        assert time.monotonic() < give_up_at, leftovers(home)
+    while left := leftovers(home):
+        if time.monotonic() > give_up_at:
+            for pid in left:
+                os.kill(int(pid), signal.SIGKILL)
+            raise AssertionError(left)
         time.sleep(0.05)
     assert list(home.iterdir()) == []
 
@@ -96,4 +103,60 @@ def test_keep_serves_on_until_it_is_interrupted(tmp_path: Path) -> None:
     assert subprocess.run(asked, check=False).returncode == 0
     run.send_signal(signal.SIGINT)
     run.communicate(timeout=60)
+    assert_nothing_left(tmp_path)
+
+
+INTERRUPTED_SPAWN = """
+import os, signal, subprocess
+begin = subprocess.Popen.__init__
+def begin_and_be_interrupted(self, *arguments, **options):
+    begin(self, *arguments, **options)
+    os.kill(os.getpid(), signal.{signal})
+subprocess.Popen.__init__ = begin_and_be_interrupted
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_daemon_that_is_just_begun_is_not_forgotten(tmp_path: Path, name: str, code: int) -> None:
+    run = demo(tmp_path, before=INTERRUPTED_SPAWN.format(signal=name))
+    printed, _ = run.communicate(timeout=60)
+    assert run.returncode == code, printed
+    assert "Traceback" not in printed
+    assert_nothing_left(tmp_path)
+
+
+def test_interrupted_at_any_moment_it_leaves_nothing(tmp_path: Path) -> None:
+    """Most of all in its first second: it makes its directory, and begins its daemon."""
+    moments = 5 * SCALE
+    for moment in range(moments):
+        run = demo(tmp_path)
+        time.sleep(0.15 + 0.6 * moment / moments)  # the moment itself
+        run.send_signal(signal.SIGINT)
+        printed, _ = run.communicate(timeout=60)
+        assert run.returncode != 0, printed
+        assert_nothing_left(tmp_path)
+
+
+def test_nowhere_to_print(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "penstock", "demo"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            argv,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+    assert done.stderr == "penstock: nothing can be printed: No space left on device\n"
+    assert done.returncode == 1
+    assert_nothing_left(tmp_path)
+
+
+def test_a_reader_that_goes_away(tmp_path: Path) -> None:
+    run = demo(tmp_path)
+    assert run.stdout is not None
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(60) == 1
     assert_nothing_left(tmp_path)

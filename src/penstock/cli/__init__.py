@@ -68,12 +68,12 @@ def _demo(*, keep: bool) -> None:
     """Show a pipeline's whole life on a real daemon of its own, in a temporary directory; leaves nothing behind."""
     from rich.console import Console
 
-    from penstock.cli.demo import DemoFailed, run
+    from penstock.cli.demo import DemoFailed, Interrupted, run
 
     try:
         run(keep=keep, console=Console())
-    except DemoFailed as failed:
+    except (DemoFailed, OSError) as failed:
         click.echo(f"penstock: {failed}", err=True)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)

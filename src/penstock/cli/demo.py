@@ -40,33 +40,85 @@ class DemoFailed(Exception):
     """Something did not come to pass as it should; the text says what."""
 
 
-def run(*, keep: bool, console: Console) -> None:
-    """Run the demo; with `keep`, serve on at its end until interrupted. Raises DemoFailed.
+class Interrupted(Exception):
+    """The demo was told to end by the signal `number`."""
 
-    Cleans up when it is interrupted or terminated, too.
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def run(*, keep: bool, console: Console) -> None:
+    """Run the demo; with `keep`, serve on at its end until interrupted. Raises DemoFailed, Interrupted, OSError.
+
+    Cleans up whatever it raises.
     """
-    signal.signal(signal.SIGTERM, _end)
+    signals = _Signals()
+    screen = _Screen(console, signals)
     with _home() as home, _Feed(home / "input.txt") as feed:
-        daemon = _Daemon(home)
+        daemon = _Daemon(home, signals)
         try:
-            _show(daemon, feed, console)
+            _show(daemon, feed, screen)
             if keep:
-                _serve_on(daemon, console)
+                _serve_on(daemon, screen)
         finally:
             # Whoever is impatient here would leave a daemon behind; each step of the clean-up is bounded.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
+            signals.ignore()
             daemon.end()
 
 
-def _end(number: int, _frame: object) -> None:
-    sys.exit(128 + number)
+class _Signals:
+    """Remembers that the demo was told to end until that is asked for, so that nothing is cut off half made.
+
+    As an exception in the midst of `Popen` it would leave a daemon behind that nobody knows of.
+    """
+
+    def __init__(self) -> None:
+        self._told: int | None = None
+        self._ignored = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._remember)
+
+    def check(self) -> None:
+        """Raise Interrupted if it was told to end."""
+        if self._told is not None and not self._ignored:
+            raise Interrupted(self._told)
+
+    def ignore(self) -> None:
+        """Never raise from now on."""
+        self._ignored = True
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self._told = number
 
 
-def _show(daemon: _Daemon, feed: _Feed, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(f"[bold cyan]>[/] {text}")
+class _Screen:
+    """Where the demo shows what it does."""
 
+    def __init__(self, console: Console, signals: _Signals) -> None:
+        self._console = console
+        self._signals = signals
+
+    def say(self, text: str) -> None:
+        """Show one step."""
+        self.show(f"[bold cyan]>[/] {text}")
+
+    def show(self, what: str | Text | Table, **options: Any) -> None:
+        """Show something. Raises DemoFailed when it cannot be, Interrupted."""
+        self._signals.check()
+        try:
+            self._console.print(what, **options)
+        except OSError as error:
+            # What is left to be written would be tried again at the end of the process, and fail again.
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+            raise DemoFailed(f"nothing can be printed: {error.strerror}") from error
+
+
+def _show(daemon: _Daemon, feed: _Feed, screen: _Screen) -> None:
+    say = screen.say
     daemon.start()
     say(f"a daemon runs (pid {daemon.pid}), its state in a temporary directory")
 
@@ -95,9 +147,9 @@ def _show(daemon: _Daemon, feed: _Feed, console: Console) -> None:
     row = daemon.until(lambda row: row["deployment_status"] == "Stopped")
     fault = row["deployment_error"]
     say(f"its process was killed from outside; {1000 * (time.monotonic() - began):.0f} ms later the pipeline says:")
-    console.print(f"    [red]{fault['error_code']}[/]: signal {fault['details']['signal_name']}; its last words:")
+    screen.show(f"    [red]{fault['error_code']}[/]: signal {fault['details']['signal_name']}; its last words:")
     for line in fault["details"]["log_tail"][-2:]:
-        console.print(Text(f"    | {line}", style="dim"))
+        screen.show(Text(f"    | {line}", style="dim"))
 
     daemon.post("start")
     daemon.until(lambda row: row["deployment_status"] == "Running")
@@ -123,16 +175,16 @@ def _show(daemon: _Daemon, feed: _Feed, console: Console) -> None:
     daemon.post("clear")
     daemon.until(lambda row: row["storage_status"] == "Cleared")
     say("its storage is cleared; every step is in its history:")
-    console.print(_history(daemon.ask("GET", f"/v0/pipelines/{NAME}/events?selector=all")))
+    screen.show(_history(daemon.ask("GET", f"/v0/pipelines/{NAME}/events?selector=all")))
 
 
-def _serve_on(daemon: _Daemon, console: Console) -> None:
-    console.print(
+def _serve_on(daemon: _Daemon, screen: _Screen) -> None:
+    screen.show(
         f"\nServing. Try:\n  curl --unix-socket {daemon.socket} http://localhost/v0/pipelines/{NAME}/events/latest\n"
         "Ctrl-C ends it and removes everything.",
         soft_wrap=True,
     )
-    with suppress(KeyboardInterrupt):
+    with suppress(Interrupted):
         daemon.wait()
 
 
@@ -218,7 +270,8 @@ class _Feed:
 class _Daemon:
     """A real ``penstock serve`` on a unix socket: no port to be in the way of."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, signals: _Signals) -> None:
+        self._signals = signals
         self.socket = home / "api.sock"
         self._state_dir = home / "state"
         self._log = home / "daemon.log"
@@ -252,9 +305,10 @@ class _Daemon:
             self._process = None
 
     def wait(self) -> None:
-        """Wait until it ends by itself."""
-        if self._process is not None:
-            self._process.wait()
+        """Wait until it ends by itself. Raises Interrupted."""
+        while self._process is not None and self._process.poll() is None:
+            self._signals.check()
+            time.sleep(0.1)
 
     def end(self) -> None:
         """End it and its pipeline, whatever state they are in."""
@@ -330,6 +384,7 @@ class _Daemon:
     def _wait_for(self, holds: Callable[[], bool], what: str) -> None:
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while not holds():
+            self._signals.check()
             if time.monotonic() > give_up_at:
                 raise DemoFailed(f"waited {PATIENCE_SECONDS:g} s for {what}")
             time.sleep(0.01)

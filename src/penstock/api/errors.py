@@ -16,6 +16,10 @@ RETRY_AFTER_SECONDS = 5
 STATUSES: Mapping[str, int] = MappingProxyType(
     {
         # Request shape
+        "MalformedRequest": 400,
+        "UriTooLong": 414,
+        "HeadersTooLarge": 431,
+        "ExpectationFailed": 417,
         "InvalidJson": 400,
         "InvalidQueryParam": 400,
         "InvalidUuidParam": 400,

@@ -5,6 +5,7 @@ Called by handlers. Pure apart from building aiohttp responses.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,6 +13,8 @@ from typing import cast
 
 import msgspec
 from aiohttp import hdrs, web
+
+from penstock.api.errors import ApiError
 
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
@@ -30,6 +33,14 @@ def to_json(value: object) -> bytes:
 def json_response(value: object, *, status: int = 200, no_cache: bool = False) -> web.Response:
     """An answer with `value` as its JSON body."""
     return encoded_response(to_json(value), status=status, no_cache=no_cache)
+
+
+def error_response(error: ApiError) -> web.Response:
+    """The answer that `error` is: ``{message, error_code, details}``."""
+    answer = {"message": error.message, "error_code": error.code, "details": error.details}
+    # What a client sent may be quoted here, and need not be text; msgspec would refuse to encode that.
+    body = json.dumps(answer, ensure_ascii=False, default=dict).encode(errors="replace")
+    return web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
 
 
 def encoded_response(

@@ -6,8 +6,8 @@ raises leaves as ``{message, error_code, details}``, the framework's own refusal
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import json
 import logging
 import os
 import socket
@@ -21,10 +21,12 @@ import structlog
 from aiohttp import hdrs, http_exceptions, web
 
 from penstock.api import config, events, health, lifecycle, observe, pipelines
+from penstock.api.connection import SERVER, connections, malformed
 from penstock.api.context import CONTEXT, Context, Handler
 from penstock.api.errors import ApiError
 from penstock.api.origins import Neighbours
 from penstock.api.representation import Encoder
+from penstock.api.responses import error_response
 from penstock.ports import StoreUnavailable
 
 log = structlog.get_logger("penstock.api")
@@ -34,6 +36,9 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 
 SHUTDOWN_SECONDS = 0.5
 """How long requests under way may go on when the daemon ends, before they are cancelled, and again after that."""
+
+BACKLOG = 1024
+"""How many connections may wait to be accepted."""
 
 UNIX = "unix:"
 """What a listen address begins with that names a socket file."""
@@ -70,28 +75,36 @@ async def serve(app: web.Application, listen: str, *, ready: Callable[[str], Non
     the daemon's user may use. `ready` is told the address once connections are accepted. Raises ValueError for
     anything else, OSError when the address cannot be had; a socket file that nobody answers on is replaced.
     """
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        auto_decompress=False,  # a compressed body is refused, or passed on as it is
-        handler_cancellation=True,  # a reader that is gone ends its stream
-        logger=_server_log(),
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
+    # A reader that is gone ends its stream: its handler is cancelled.
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
+        make = connections(runner, _server_log())
+        loop = asyncio.get_running_loop()
         if listen.startswith(UNIX):
-            async with _unix_site(runner, listen.removeprefix(UNIX)):
+            async with (
+                _unix_listener(listen.removeprefix(UNIX)) as listener,
+                _closing(await loop.create_unix_server(make, sock=listener, backlog=BACKLOG)),
+            ):
                 ready(listen)
                 await anyio.sleep_forever()
         host, port = _host_and_port(listen)
         app[NEIGHBOURS].add_host(host)
-        await web.TCPSite(runner, host or None, port, backlog=1024).start()
-        ready(_bound(runner))
-        await anyio.sleep_forever()
+        async with _closing(await loop.create_server(make, host or None, port, backlog=BACKLOG)) as server:
+            ready(_bound(server))
+            await anyio.sleep_forever()
     finally:
         with anyio.CancelScope(shield=True):
             await runner.cleanup()
+
+
+@asynccontextmanager
+async def _closing(server: asyncio.Server) -> AsyncGenerator[asyncio.Server]:
+    """Accept connections until the block ends; what is under way then is the runner's to end."""
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class _ServerLog(logging.Handler):
@@ -142,6 +155,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _failed(request, ApiError("StoreUnavailable", text))
     except web.HTTPException as refusal:
         return _failed(request, _of_framework(request, refusal))
+    except (web.RequestPayloadError, http_exceptions.HttpProcessingError) as error:
+        return _failed(request, malformed(error))
     except ConnectionError:
         raise  # the client is gone; aiohttp closes what is left
     except Exception:
@@ -157,10 +172,7 @@ def _failed(request: web.Request, error: ApiError) -> web.StreamResponse:
         if request.transport is not None:
             request.transport.abort()
         return begun
-    answer = {"message": error.message, "error_code": error.code, "details": error.details}
-    # What a client sent may be quoted here, and need not be text; msgspec would refuse to encode that.
-    body = json.dumps(answer, ensure_ascii=False, default=dict).encode(errors="replace")
-    return web.Response(body=body, status=error.status, content_type="application/json", headers=error.headers)
+    return error_response(error)
 
 
 def _of_framework(request: web.Request, refusal: web.HTTPException) -> ApiError:
@@ -192,7 +204,7 @@ def _which(request: web.Request) -> dict[str, str]:
 
 async def _note_begun(request: web.Request, response: web.StreamResponse) -> None:
     request[_BEGUN] = response
-    response.headers[hdrs.SERVER] = "penstock"  # which libraries it is made of is nobody's business
+    response.headers[hdrs.SERVER] = SERVER
 
 
 # --- where it listens -----------------------------------------------------------------------------------------------
@@ -205,14 +217,14 @@ def _host_and_port(listen: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _bound(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
+def _bound(server: asyncio.Server) -> str:
+    host, port = server.sockets[0].getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @asynccontextmanager
-async def _unix_site(runner: web.AppRunner, path: str) -> AsyncGenerator[None]:
-    """Listen on a socket file that only the daemon's user may use, and take it away at the end."""
+async def _unix_listener(path: str) -> AsyncGenerator[socket.socket]:
+    """A socket file that only the daemon's user may use; it is taken away at the end."""
     await anyio.to_thread.run_sync(_remove_stale, path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -220,13 +232,13 @@ async def _unix_site(runner: web.AppRunner, path: str) -> AsyncGenerator[None]:
         os.chmod(path, 0o600)  # nobody can connect yet: it does not listen
         mine = os.stat(path).st_ino
         listener.setblocking(False)
-        await web.SockSite(runner, listener, backlog=1024).start()
     except BaseException:
         listener.close()
         raise
     try:
-        yield
+        yield listener
     finally:
+        listener.close()
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == mine:
                 os.unlink(path)

@@ -26,8 +26,9 @@ def small_disk(home: Path, kind: str, mebibytes: int) -> Iterator[Path]:
         image = home / "image"
         with image.open("wb") as file:
             file.truncate(mebibytes << 20)
+        block = "1024" if kind == "ext4-1k" else "4096"
         with suppress(FileNotFoundError):  # then mount has nothing to mount
-            subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-m", "0", str(image)], capture_output=True, check=False)
+            subprocess.run(["mkfs.ext4", "-q", "-b", block, "-m", "0", str(image)], capture_output=True, check=False)
         argv = ["mount", "-o", "loop", str(image), str(mounted)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:

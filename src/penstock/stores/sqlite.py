@@ -62,7 +62,6 @@ async def open_sqlite(
             with CancelScope(shield=True):
                 await store.close()
     finally:
-        file.reserve.release()
         os.close(file.lock)
 
 

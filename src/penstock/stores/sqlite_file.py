@@ -52,7 +52,7 @@ _NO_ROOM = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE})
 """The disk is full; the second when the index of the log, which SQLite makes anew at each start, is to be made."""
 
 OPEN_ATTEMPTS = 20
-"""How often the disk is given a little of the reserve to open the database with: somebody else may be quicker."""
+"""How often a full disk is given a little of the reserve to open the database with: somebody else may be quicker."""
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR})
 """What does not pass. SQLITE_ERROR is a schema that is not ours any more: the statements themselves are tested."""
@@ -62,7 +62,7 @@ _MEND = "Stop Penstock, keep a copy of the file and its -wal, then restore a bac
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is locked, up to date and understood. Who takes it closes `connection`, `reserve`, and `lock`."""
+    """A file that is locked, up to date and understood. Who takes it closes `connection`, then `lock`."""
 
     path: str
     """With symbolic links followed: one file has one lock, whatever it is called."""
@@ -162,9 +162,7 @@ def open_file(path: str, *, now: datetime, new_instance_id: str, state_dir: Path
         # Programs' environments stand in it: nobody else's to read. SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         reserve = Reserve(path)
-        undo.callback(reserve.release)
         connection = undo.enter_context(closing(_open(path, reserve, refuse_stranger)))
-        reserve.secure_index()
         reserve.extend()
         _migrate(connection, path, now)
         instance_id = _instance_id(connection, new_instance_id)
@@ -238,10 +236,8 @@ def _open(path: str, reserve: Reserve, refuse_stranger: Callable[[str | None], N
 
     `refuse_stranger` is told the instance id, None for that of a new database, before anything is written.
     """
-    attempts = 0
-    while True:
+    for attempt in range(OPEN_ATTEMPTS):
         reserve.restore()
-        attempts += 1
         with ExitStack() as undo:
             connection = undo.enter_context(closing(connect(path)))
             try:
@@ -249,15 +245,13 @@ def _open(path: str, reserve: Reserve, refuse_stranger: Callable[[str | None], N
                 _prepare(connection, path)
                 fetch(connection, "tables")  # makes the log and its index
             except sqlite3.Error as error:
-                if attempts == OPEN_ATTEMPTS or error.sqlite_errorcode not in _NO_ROOM:
+                if attempt + 1 == OPEN_ATTEMPTS or error.sqlite_errorcode not in _NO_ROOM:
                     raise
                 reserve.set_aside()  # closing removes an empty log
-                failure = error
             else:
                 undo.pop_all()
                 return connection
-        if not reserve.give_back():
-            raise failure
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _prepare(connection: sqlite3.Connection, path: str) -> None:

@@ -110,7 +110,8 @@ class Writer:
             batch, more = self._take()
             if batch:
                 self._announce(self._refuse_growth(batch) if self._is_disk_full() else self._commit(batch))
-        with closing(self._connection), suppress(sqlite3.Error):
+        with closing(self._connection), suppress(sqlite3.Error, StoreUnavailable):
+            self._presence.check()
             self._reserve.set_aside()
             # What it cannot move into the file stays safe in the log beside it.
             self._connection.execute("PRAGMA wal_checkpoint(FULL)")

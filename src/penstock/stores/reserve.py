@@ -2,8 +2,8 @@
 
 Called by `sqlite_file.py` and the writer, in threads. The room is the write-ahead log itself, made far longer than it
 need be: SQLite writes over what is there, and a log that cannot be moved into the database just grows on into it. Given
-back to the file system, it would go to whoever filled the disk. While no daemon runs it stands beside the database under
-another name. Must never touch what a log may still hold.
+back to the file system, it would go to whoever filled the disk. While no daemon runs it stands beside the database
+under another name. Must never touch what a log may still hold.
 """
 
 from __future__ import annotations

@@ -179,6 +179,11 @@ class House:
         assert row is not None
         return row
 
+    async def row_of(self, pipeline_id: str) -> Pipeline:
+        row = await self.store.get(PipelineId(pipeline_id))
+        assert row is not None
+        return row
+
     async def rewrite(self, name: str = "p1", **columns: Any) -> Pipeline:
         """Put columns into a row that the rules would not: no event, no check."""
         row = await self.row(name)

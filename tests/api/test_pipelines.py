@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.api.configs import MAX_ENVIRONMENT_BYTES, MAX_VARIABLE_BYTES, _env_flaw
 from penstock.api.pipelines import ENCODER
 from penstock.api.responses import stamp
-from penstock.model import Fault, ProgramStatus, StorageStatus
+from penstock.model import Fault, PipelineId, ProgramStatus, StorageStatus
 from penstock.ports import StaleRevision, StepFailed
 from penstock.testing.fake_programs import FakeToolchains
 from penstock.testing.memory_store import MemoryStore
@@ -42,6 +45,7 @@ STATUS_KEYS = ALL_KEYS - words(
     runtime_config program_code udf_rust udf_toml program_error program_info deployment_resources_status_details
     """
 )
+RESERVED = ("FELDERA_", "KUBERNETES_", "TOKIO_", "PENSTOCK_", "HOSTNAME", "RUST_LOG")
 STAMPS = [key for key in ALL_KEYS if key.endswith(("_since", "_at"))]
 COUNTERS = ("version", "program_version", "refresh_version")
 
@@ -447,6 +451,76 @@ async def test_a_change_may_be_made_to_depend_on_what_was_read(house: House) -> 
     assert answer.headers["ETag"] == (await house.get("/v0/pipelines/p1")).headers["ETag"]
 
 
+# --- 7 PUT, raced ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["find", "commit"])
+async def test_a_put_that_races_a_delete_creates(house: House, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Whenever in between the pipeline vanishes: a PUT ends as a creation or as a replacement."""
+    before = await house.create()
+    await house.until(program_status="Success")
+    original = getattr(house.store, step)
+    vanished: list[object] = []
+
+    async def vanishing(*arguments: Any, **options: Any) -> Any:
+        if step == "commit" and options.get("cause") != "edited":
+            return await original(*arguments, **options)
+        if step == "find":
+            found = await original(*arguments, **options)
+        if not vanished:
+            vanished.append(await house.store.delete(await house.row_of(before["id"])))
+        return found if step == "find" else await original(*arguments, **options)
+
+    monkeypatch.setattr(house.store, step, vanishing)
+    answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of(code="new"))
+    assert vanished
+    assert answer.status == 201, answer.body
+    assert answer.json["id"] != before["id"]
+    assert answer.json["version"] == 1
+
+
+async def test_a_put_that_races_a_creation_replaces(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = house.store.create
+
+    async def late(row: Any, **options: Any) -> Any:
+        await create(replace(row, id=PipelineId(house.clock.new_id())), **options)
+        monkeypatch.setattr(house.store, "create", create)
+        return await create(row, **options)
+
+    monkeypatch.setattr(house.store, "create", late)
+    answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of(code="new"))
+    assert (answer.status, answer.json["version"]) == (200, 1)
+
+
+async def test_a_put_that_names_what_it_replaces_creates_nothing(house: House) -> None:
+    row = await house.get("/v0/pipelines/nobody")
+    assert row.status == 404
+    for etag in ('"x.1"', "*"):
+        answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of(), headers={"If-Match": etag})
+        assert (answer.status, answer.error_code) == (412, "PreconditionFailed")
+    assert (await house.get("/v0/pipelines/p1")).status == 404
+
+
+async def test_many_puts_and_deletes_at_once(house: House) -> None:
+    """Real races, with the answers that may be: never a 404 to a PUT."""
+    found: list[tuple[int, str]] = []
+
+    async def put(number: int) -> None:
+        for turn in range(20):
+            answer = await house.ask("PUT", "/v0/pipelines/p1", body=body_of(code=f"{number} {turn}"))
+            found.append((answer.status, "" if answer.status < 300 else answer.error_code))
+
+    async def delete() -> None:
+        for _ in range(60):
+            await house.ask("DELETE", "/v0/pipelines/p1")
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(put, number)
+        tasks.start_soon(delete)
+    assert {status for status, _ in found} <= {200, 201}, found
+
+
 # --- 7 PUT ----------------------------------------------------------------------------------------------------------
 
 
@@ -512,8 +586,14 @@ async def test_PU2_what_a_put_leaves_out_is_reset(house: House) -> None:
         ({"env": {"PENSTOCK_PIPELINE_ID": "1"}}, "InvalidPipelineEnv"),
         ({"env": {"": "1"}}, "InvalidPipelineEnv"),
         ({"env": {"A=B": "1"}}, "InvalidPipelineEnv"),
+        ({"env": {"A": "x" * 131_070}}, "InvalidPipelineEnv"),
+        ({"env": {"A": "é" * 65_535}}, "InvalidPipelineEnv"),
+        ({"env": {"x" * 131_071: ""}}, "InvalidPipelineEnv"),
+        ({"env": {f"A{number}": "x" * 100_000 for number in range(16)}}, "InvalidPipelineEnv"),
+        ({"env": {f"A{number}": "" for number in range(100_000)}}, "InvalidPipelineEnv"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Sending a large body")
 async def test_PU3_a_wrong_runtime_config_is_refused(house: House, config: object, kind: str) -> None:
     for method, path in (("PUT", "/v0/pipelines/p1"), ("POST", "/v0/pipelines")):
         answer = await house.ask(method, path, body=body_of(runtime_config=config))
@@ -521,12 +601,31 @@ async def test_PU3_a_wrong_runtime_config_is_refused(house: House, config: objec
         assert set(answer.json["details"]) == {"value", "error"}
         assert answer.json["details"]["value"] == config
         assert list(answer.json["details"]["error"]) == [kind]
-        if kind == "InvalidPipelineEnv" and config not in ({"env": {"": "1"}}, {"env": {"A=B": "1"}}):
-            assert "reserved and cannot be overridden" in answer.json["message"]
+        assert len(answer.json["message"]) < 500
+        if kind == "InvalidPipelineEnv":
+            (name, *_), text = config["env"], answer.json["message"]  # type: ignore[index]
+            assert ("reserved and cannot be overridden" in text) is name.startswith(RESERVED), text
     assert await names(house) == []
     await house.create()
     answer = await house.ask("PATCH", "/v0/pipelines/p1", body={"runtime_config": config})
     assert (answer.status, answer.error_code) == (400, "InvalidRuntimeConfig")
+
+
+def test_the_kernel_is_of_the_same_opinion() -> None:
+    """What is just allowed can be passed on, one byte more cannot."""
+    for size, fits in ((MAX_VARIABLE_BYTES, True), (MAX_VARIABLE_BYTES + 1, False)):
+        env = {"A": "x" * (size - len("A="))}
+        assert (_env_flaw(env) is None) is fits
+        if fits:
+            subprocess.run(["true"], env=env, check=True)
+        else:
+            with pytest.raises(OSError, match="Argument list too long"):
+                subprocess.run(["true"], env=env, check=True)
+    env = {f"A{number:05}": "x" * 1000 for number in range(MAX_ENVIRONMENT_BYTES // 1016)}
+    assert _env_flaw(env) is None
+    subprocess.run(["true"], env=env, check=True)
+    env |= {f"B{number}": "x" * 1000 for number in range(10)}
+    assert _env_flaw(env) is not None
 
 
 @pytest.mark.parametrize(

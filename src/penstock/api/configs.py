@@ -23,6 +23,15 @@ RESERVED_ENV = frozenset({"HOSTNAME", "RUST_LOG", "TOKIO_WORKER_THREADS"})
 RESERVED_ENV_PREFIXES = ("FELDERA_", "KUBERNETES_", "TOKIO_", "PENSTOCK_")
 """The last one is ours: what tells a process who and where it is (design section 5)."""
 
+MAX_VARIABLE_BYTES = 131_071
+"""How long one variable, as ``NAME=value``, may be for the kernel: MAX_ARG_STRLEN without the NUL at its end."""
+
+MAX_ENVIRONMENT_BYTES = 1_500_000
+"""How much all of them may take: of the 2 MiB that the kernel has for words and variables some are needed by others."""
+
+_VARIABLE_OVERHEAD_BYTES = 9
+"""A NUL and a pointer."""
+
 _RUNTIME_VERSION = re.compile(r"v\d+\.\d+\.\d+|[0-9a-fA-F]{40}")
 
 
@@ -174,11 +183,22 @@ def invalid_program_config(value: JsonValue, reason: str) -> ApiError:
 
 
 def _env_flaw(env: Mapping[str, str]) -> str | None:
-    for name in env:
+    """Why no process could be begun with `env`; None when one can."""
+    total = 0
+    for name, value in env.items():
         if name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES):
             return f"environment variable {name!r} is reserved and cannot be overridden"
-        if not name or "=" in name:
-            return f"{name!r} cannot be the name of an environment variable"
+        if not name or "=" in name or "\0" in name:
+            return f"{name[:100]!r} cannot be the name of an environment variable"
+        if "\0" in value:
+            return f"environment variable {name[:100]!r} has a NUL character"
+        size = len(f"{name}={value}".encode(errors="replace"))
+        if size > MAX_VARIABLE_BYTES:
+            most = MAX_VARIABLE_BYTES
+            return f"environment variable {name[:100]!r} has {size} bytes, with its name; {most} are possible"
+        total += size + _VARIABLE_OVERHEAD_BYTES
+    if total > MAX_ENVIRONMENT_BYTES:
+        return f"the environment variables take {total} bytes in all; {MAX_ENVIRONMENT_BYTES} are possible"
     return None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from penstock import requests
 from penstock.api import query
@@ -15,7 +16,7 @@ from penstock.api.errors import ApiError, refused
 from penstock.api.representation import SELECTABLE, Encoder, Selector
 from penstock.api.responses import encoded_response, not_modified
 from penstock.api.spec import check_metadata, edited, spec_changes, whole_spec
-from penstock.api.writing import change, etag_of, name_taken, persist
+from penstock.api.writing import ATTEMPTS, change, etag_of, name_taken, outdated, persist, too_much_else
 from penstock.model import JsonObject, Pipeline, PipelineId, Refusal, Spec
 from penstock.ports import NameTaken
 
@@ -71,25 +72,37 @@ async def put_pipeline(request: web.Request) -> web.Response:
     spec = whole_spec(body)
     context = context_of(request)
     _check_toolchain(context, spec, body)
-    if await find_pipeline(request) is None:
-        name = request.match_info["pipeline_name"]
-        if spec.name != name:
-            raise ApiError(
-                "CannotRenameNonExistingPipeline",
-                f"There is no pipeline named {name!r} that could be renamed to {spec.name!r}; use the same name in "
-                "path and body to create one.",
-            )
-        check_metadata(spec)
-        try:
-            return _rendered(request, await _create(context, spec), status=201)
-        except NameTaken:
-            pass  # somebody created it just now: replace that
 
     def rule(row: Pipeline) -> Pipeline | Refusal:
         check_metadata(spec, row.spec)
         return requests.edit(row, spec, platform_version=context.version, bump=True, now=context.clock.now())
 
-    return _rendered(request, await change(request, rule, cause="edited"))
+    for _ in range(ATTEMPTS):
+        if await find_pipeline(request) is None:
+            _check_creatable(request, spec)
+            with suppress(NameTaken):  # somebody created it just now: replace that
+                return _rendered(request, await _create(context, spec), status=201)
+        try:
+            return _rendered(request, await change(request, rule, cause="edited"))
+        except ApiError as error:
+            if error.code != "UnknownPipelineName":
+                raise
+            # Somebody deleted it just now: create it.
+    raise too_much_else()
+
+
+def _check_creatable(request: web.Request, spec: Spec) -> None:
+    """Raise ApiError if a PUT may not create what its path names."""
+    name = request.match_info["pipeline_name"]
+    if request.headers.get(hdrs.IF_MATCH) is not None:
+        raise outdated(None)
+    if spec.name != name:
+        raise ApiError(
+            "CannotRenameNonExistingPipeline",
+            f"There is no pipeline named {name!r} that could be renamed to {spec.name!r}; use the same name in "
+            "path and body to create one.",
+        )
+    check_metadata(spec)
 
 
 async def patch_pipeline(request: web.Request) -> web.Response:

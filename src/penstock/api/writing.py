@@ -46,11 +46,7 @@ async def persist(request: web.Request, attempt: Callable[[Pipeline], Awaitable[
     for _ in range(ATTEMPTS):
         row = await pipeline_of(request)
         if not may_change(request, etag_of(row)):
-            raise ApiError(
-                "PreconditionFailed",
-                "The pipeline is no longer what If-Match names; read it again and decide again.",
-                {"etag": etag_of(row)},
-            )
+            raise outdated(etag_of(row))
         try:
             return await attempt(row)
         except StaleRevision:
@@ -59,15 +55,29 @@ async def persist(request: web.Request, attempt: Callable[[Pipeline], Awaitable[
             raise unknown_pipeline(row.spec.name) from None
         except NameTaken:
             raise name_taken() from None
-    raise ApiError(
-        "StoreUnavailable",
-        f"Others changed the pipeline {ATTEMPTS} times while this request tried to; nothing was done. Try again.",
-    )
+    raise too_much_else()
 
 
 def etag_of(row: Pipeline) -> str:
     """The entity tag of a row: another one after every change that anybody makes to it."""
     return f'"{row.id}.{row.revision}"'
+
+
+def outdated(etag: str | None) -> ApiError:
+    """The refusal of a request that was meant for an earlier state; `etag` names the present one, None = it is gone."""
+    return ApiError(
+        "PreconditionFailed",
+        "The pipeline is no longer what If-Match names; read it again and decide again.",
+        {"etag": etag},
+    )
+
+
+def too_much_else() -> ApiError:
+    """The refusal of a request that others were quicker than, again and again."""
+    return ApiError(
+        "StoreUnavailable",
+        f"Others changed the pipeline {ATTEMPTS} times while this request tried to; nothing was done. Try again.",
+    )
 
 
 def name_taken() -> ApiError:

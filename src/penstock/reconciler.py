@@ -75,6 +75,8 @@ class Reconciler:
         self._probe = probe
         self._logs = logs
         self._clock = clock
+        self._met: set[PipelineId] = set()
+        """The pipelines that have had a turn."""
 
     async def turn(self, pipeline_id: PipelineId) -> Turn:
         """Take `pipeline_id` through one turn.
@@ -84,10 +86,15 @@ class Reconciler:
         """
         row = await self._store.get(pipeline_id)
         if row is None:
+            self._met.discard(pipeline_id)
             self._logs.forget(pipeline_id)
             await self._executor.forget(pipeline_id)
             return Turn(reason="gone", exists=False)
         seen = await self._look(row) if machine.needs_look(row) else None
+        if pipeline_id not in self._met:
+            self._met.add(pipeline_id)
+            if isinstance(seen, Ready) and row.resources_status is ResourcesStatus.PROVISIONED:
+                self._logs.note(row, "INFO", f"run {row.deployment_id} goes on, adopted by a new daemon")
         decision = self._decide(row, seen)
         recorded = await self._record(row, decision)
         if decision.effect is None:
@@ -164,8 +171,11 @@ class Reconciler:
     def _note(self, before: Pipeline, after: Pipeline) -> None:
         """Tell the pipeline's own log what moved (contract.md section 8)."""
         desired = after.resources_desired
-        if before.resources_status is not after.resources_status:
-            moved = f"{before.resources_status.lower()} -> {after.resources_status.lower()}"
+        was, status = before.resources_status, after.resources_status
+        if was is ResourcesStatus.STOPPED and status is not was:
+            self._logs.note(after, "INFO", f"---- run {after.deployment_id} begins ----")
+        if status is not was:
+            moved = f"{was.lower()} -> {status.lower()}"
             self._logs.note(after, "INFO", f"resources transition {moved} (desired {desired.lower()})")
         if before.runtime_status is not after.runtime_status and after.runtime_status is not None:
             moved = f"{(before.runtime_status or '(none)').lower()} -> {after.runtime_status.lower()}"
@@ -178,6 +188,8 @@ class Reconciler:
         error = after.deployment_error
         if error is not None and error != before.deployment_error:
             self._logs.note(after, "ERROR", f"{error.code}: {error.message}")
+        if status is ResourcesStatus.STOPPED and status is not was:
+            self._logs.note(after, "INFO", f"---- run {before.deployment_id} ended ----")
 
 
 def _turn(row: Pipeline, decision: Decision) -> Turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator
@@ -21,6 +22,7 @@ from penstock.api import observe
 from penstock.clock import SystemClock
 from penstock.logfile import LogFiles
 from penstock.model import PipelineId
+from penstock.reconciler import Reconciler
 from tests.api.house import PATIENCE_SECONDS, House, serving
 
 
@@ -273,6 +275,44 @@ async def test_streams_do_not_delay_the_end_of_the_daemon(tmp_path: Path) -> Non
             assert time.perf_counter() - began < 3.0
             response.close()
         await house.until_streams(0)
+
+
+async def test_runs_are_set_apart(logged: LoggedHouse) -> None:
+    await logged.create()
+    await logged.until(program_status="Success")
+    runs: list[str] = []
+    for _ in range(2):
+        await logged.start()
+        runs.append((await logged.status())["deployment_id"])
+        await logged.stop()
+    text = "\n".join(await lines_of(logged))
+    said = re.findall(r"INFO penstock: (---- run \S+ \w+ ----) pipeline-id", text)
+    assert said == [f"---- run {run} {what} ----" for run in runs for what in ("begins", "ended")]
+    assert text.index("begins ----") < text.index("stopped -> provisioning")
+    assert text.rindex("stopping -> stopped") < text.rindex("ended ----")
+
+
+async def test_a_new_daemon_says_that_it_goes_on(logged: LoggedHouse) -> None:
+    await logged.create()
+    await logged.until(program_status="Success")
+    await logged.start()
+    assert "adopted" not in "\n".join(await lines_of(logged))
+    reconciler = logged.loop._reconciler
+    successor = Reconciler(
+        store=logged.store,
+        executor=logged.world,
+        toolchains=logged.toolchains,
+        probe=logged.probe,
+        logs=logged.logs,
+        clock=logged.clock,
+        policy=reconciler.policy,
+    )
+    row = await logged.row()
+    for _ in range(2):
+        await successor.turn(row.id)
+    said = [line for line in await lines_of(logged) if "adopted" in line]
+    assert len(said) == 1
+    assert f"run {row.deployment_id} goes on, adopted by a new daemon" in said[0]
 
 
 # --- the cursor protocol --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.clock import SystemClock
 from penstock.logfile import LogFiles
 from penstock.logfile.files import TAIL_LINE_CHARACTERS
 from penstock.model import PipelineId
@@ -33,6 +34,12 @@ async def test_begins_with_a_fresh_start(logs: LogFiles) -> None:
 def test_only_its_owner_may_read(make: Callable[[], LogFiles]) -> None:
     path = Path(make().path(ID))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    numbered = make()
+    numbered.note(ROW, "INFO", "known")
+    numbered._files[ID].numbering.mark(SystemClock().now(), 1, resting=True)
+    numbered._files[ID].numbering.save_marks()
+    assert {file.name for file in path.parent.iterdir()} == {"pipeline.log", "pipeline.numbers", "pipeline.times"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
     for directory in list(path.parents)[:3]:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 

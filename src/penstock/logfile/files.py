@@ -90,6 +90,9 @@ class LogFiles:
     def note(self, row: Pipeline, level: str, message: str) -> None:
         """Append `message` as control-plane lines, one for each of its own; never raises for the world's failures."""
         lines = message.splitlines() or [""]
+        if row.id not in self._files:
+            with suppress(OSError):
+                self.path(row.id)  # what it begins with bears the earlier time
         text = "".join(self._line(level, line, row.id, row.spec.name) for line in lines)
         try:
             self._append(self._file(row.id), text.encode("utf-8", "replace"))

@@ -292,7 +292,8 @@ class Numbering:
             content = b"".join(_MARK.pack(*mark) for mark in self._marks)
         path = _beside(self._path, "times")
         with suppress(OSError):
-            with open(f"{path}.new", "wb") as file:
+            fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
                 file.write(content)
             os.replace(f"{path}.new", path)
 

@@ -17,7 +17,7 @@ import pytest
 from anyio import to_thread
 
 from penstock.executors import ProcessExecutor, recorder
-from penstock.executors.procfs import is_alive, is_stopped
+from penstock.executors.procfs import is_alive, is_stopped, mark
 from penstock.executors.recorder import Launch
 from penstock.model import (
     Absent,
@@ -240,6 +240,7 @@ def launch(world: ProcessWorld, row: Pipeline) -> Launch:
         descriptors=(),
         soft_nofile="1024",
         stopped=False,
+        mark=mark(world.instance_id, deployment(row)),
         setsid="/usr/bin/setsid",
     )
 

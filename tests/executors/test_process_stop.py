@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import shlex
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import pytest
 
 from penstock.executors import ProcessExecutor, killing
-from penstock.executors.procfs import holders, is_alive
+from penstock.executors.procfs import holders, is_alive, mark_of
 from penstock.model import Absent, ClearStorage, Ended, Provision, Ready, RuntimeDesired, SteerRuntime, StopCompute
 from penstock.ports import Compute, ExecutorError
 from penstock.testing.executor_contract import (
@@ -26,6 +30,19 @@ from penstock.testing.executor_contract import (
 from .world import BORN, PYTHON, ProcessWorld, world_in
 
 DAEMONIZE = 'import os; os.closerange(0, 99); os.setsid(); os.execlp("sleep", "sleep", "1000")'
+SHED = (
+    "import subprocess; "
+    'subprocess.Popen(["sleep", "1000"], env={"PATH": "/bin"}, start_new_session=True, close_fds=True)'
+)
+DAEMONIZE_TWICE = (
+    "import os; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0); os.chdir('/'); "
+    'os.closerange(0, 99); os.execle("/bin/sleep", "sleep", "1000", {})'
+)
+HEADLESS = (
+    "import ctypes, os, threading, time; os.closerange(0, 99); "
+    "threading.Thread(target=time.sleep, args=(1000,)).start(); ctypes.CDLL(None).syscall(60, 0)"
+)
+"""Its first thread ends, the other goes on: a zombie to look at, and alive."""
 ESCAPES = {
     "child": "sleep 1000 & ",
     "many": "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; ",
@@ -35,21 +52,31 @@ ESCAPES = {
     "closes everything": f"{' '.join(PYTHON)} '{DAEMONIZE}' & ",
     "ignores signals": "setsid sh -c 'trap \"\" TERM INT HUP; while :; do sleep 1000; done' & ",
     "orphan": "(setsid sleep 1000 &) ; ",
+    "sheds everything": f"{shlex.join([*PYTHON, SHED])} & ",
+    "daemon": f"{shlex.join([*PYTHON, DAEMONIZE_TWICE])} & ",
+    "headless daemon": f"env -i setsid {shlex.join([*PYTHON, HEADLESS])} & ",
 }
+HIDDEN = {"sheds everything", "daemon", "headless daemon"}
+"""Those of which neither environment, nor session, nor lock tells."""
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("dead", [False, True], ids=["running", "ended"])
 async def test_nothing_escapes(world: ProcessWorld, executor: ProcessExecutor, escape: str, dead: bool) -> None:
-    row = world.shell(f"{ESCAPES[escape]} sleep 0.1; {BORN} exec sleep {0 if dead else 1000}")
+    row = world.shell(
+        f"{ESCAPES[escape].replace('1000', world.lasting)} sleep 0.1; {BORN} exec sleep {0 if dead else 1000}"
+    )
     await executor.perform(row, Provision())
     await until(lambda: world.begun(deployment(row)) == 1)
+    await until(lambda: world.escaped() != [])
+    if escape in HIDDEN:
+        await until(lambda: not {*world.escaped()} & {*world.members(deployment(row))})
     lock = str(world.state_dir / "pipelines" / row.id / "storage.lock")
-    escaped = {*holders(lock), *world.members(deployment(row))}
+    escaped = {*holders(lock), *world.members(deployment(row)), *world.escaped()}
     if dead:
         sighting = await seen(executor, stopping(row), Ended)
         assert isinstance(sighting, Ended)
-        assert sighting.leftovers or escape == "session without environment"
+        assert sighting.leftovers
     async with world.open() as successor:
         await successor.perform(stopping(row), StopCompute())
         sighting = await successor.look(stopping(row))
@@ -58,6 +85,77 @@ async def test_nothing_escapes(world: ProcessWorld, executor: ProcessExecutor, e
     assert not [pid for pid in escaped if is_alive(pid)]
     assert not holders(lock)
     assert not world.members(deployment(row))
+    assert not world.escaped()
+
+
+async def test_a_child_that_sheds_its_mark_too_is_told_of_by_its_parent(
+    world: ProcessWorld, executor: ProcessExecutor
+) -> None:
+    shed = "import resource, os; resource.setrlimit(10, (7, 7)); os.setsid(); os.closerange(0, 99); "
+    sleep = f'os.execle("/bin/sleep", "sleep", "{world.lasting}", {{}})'
+    row = world.shell(f"{shlex.join([*PYTHON, shed + sleep])} & {BORN} wait")
+    await executor.perform(row, Provision())
+    await until(lambda: world.begun(deployment(row)) == 1)
+    await until(lambda: [mark_of(pid) for pid in world.escaped()] == [None])
+    await executor.perform(stopping(row), StopCompute())
+    assert not world.escaped()
+
+
+async def test_who_bears_nothing_but_the_mark_is_surveyed(world: ProcessWorld) -> None:
+    row = world.shell(f"{ESCAPES['sheds everything'].replace('1000', world.lasting)} {BORN} wait; exit")
+    async with world.open() as executor:
+        await executor.perform(row, Provision())
+        await until(lambda: world.begun(deployment(row)) == 1)
+        await until(lambda: not world.members(deployment(row)))
+    async with world.open() as successor:
+        assert await successor.survey() == [Compute(row.id, deployment(row))]
+        await successor.discard(Compute(row.id, deployment(row)))
+        assert await successor.survey() == []
+    assert not world.escaped()
+
+
+HOP = "hop() { [ -e %(go)s ] || exit; echo >>%(hops)s; hop & }; hop"
+"""Nobody lives for longer than it takes to have a child: no list of all processes shows for sure who does."""
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["running", "ended"])
+async def test_who_forks_and_ends_faster_than_anybody_reads(
+    world: ProcessWorld, executor: ProcessExecutor, dead: bool
+) -> None:
+    go, hops = world.home / "go", world.home / "hops"
+    go.touch()
+    hops.touch()
+    hop = HOP % {"go": go, "hops": hops}
+    shed = f"import os; os.setsid(); os.closerange(0, 99); os.execle('/bin/sh', 'sh', '-c', '{hop}', {{}})"
+    row = world.shell(f"{shlex.join([*PYTHON, shed])} & {BORN} exec sleep {0 if dead else 1000}")
+    try:
+        await executor.perform(row, Provision())
+        if dead:
+            await seen(executor, row, Ended)
+        await until(lambda: hops.stat().st_size > 20)
+        await executor.perform(stopping(row), StopCompute())
+        left = hops.stat().st_size
+        with pytest.raises(TimeoutError):
+            await until(lambda: hops.stat().st_size > left, seconds=0.1)
+    finally:
+        go.unlink()
+
+
+async def test_more_processes_than_descriptors(world: ProcessWorld, executor: ProcessExecutor) -> None:
+    row = world.shell(f"i=0; while [ $i -lt 150 ]; do setsid sleep {world.lasting} & i=$((i+1)); done; {BORN} exit")
+    await executor.perform(row, Provision())
+    await until(lambda: len(world.escaped()) == 150)
+    await seen(executor, row, Ended)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, before[1]))
+    try:
+        with anyio.fail_after(10):
+            while world.escaped():
+                with suppress(ExecutorError):
+                    await executor.perform(stopping(row), StopCompute())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    await executor.perform(stopping(row), StopCompute())
 
 
 async def test_the_whole_group_pauses_but_not_the_recorder(world: ProcessWorld, executor: ProcessExecutor) -> None:

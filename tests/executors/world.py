@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from penstock.clock import SystemClock
 from penstock.executors import ProcessExecutor
-from penstock.executors.procfs import Census, environment, is_of, is_stopped, take_census
+from penstock.executors.procfs import Census, environment, is_alive, is_of, is_stopped, take_census
 from penstock.executors.recorder import is_unbegun
 from penstock.executors.records import Records
 from penstock.linux import stat_fields
@@ -61,6 +62,8 @@ class ProcessWorld:
             os.mkfifo(self.births / "never")
         self.clock = SystemClock()
         self.instance_id = self.clock.new_id()
+        self.lasting = f"1000.{random.randrange(1 << 30)}"
+        """How long what hides sleeps: by this it is found, whatever else it sheds."""
         self.toolchains = Plans()
         self.probe = FakeProbe()
         self.logs = LogFiles(state_dir=self.state_dir, clock=self.clock, max_bytes=1 << 24)
@@ -145,7 +148,8 @@ class ProcessWorld:
         give_up_at = time.monotonic() + 5
 
         def ours() -> list[int]:
-            return [pid for pid in _pids() if is_of(environment(pid), self.instance_id) or self._holds_a_lock(pid)]
+            carriers = [pid for pid in _pids() if is_of(environment(pid), self.instance_id) or self._holds_a_lock(pid)]
+            return [*carriers, *self.escaped()]
 
         while pids := ours():
             assert time.monotonic() < give_up_at, f"cannot kill {pids}"
@@ -153,6 +157,11 @@ class ProcessWorld:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
+
+    def escaped(self) -> list[int]:
+        """The living processes that sleep for `lasting`, wherever they come from."""
+        found = {pid: _command_lines(pid) for pid in _pids() if is_alive(pid)}
+        return [pid for pid, text in found.items() if self.lasting.encode() in text and b"BIRTHS" not in text]
 
     def _holds_a_lock(self, pid: int) -> bool:
         """Whatever else it hides, what was passed on to it shows where it comes from."""
@@ -193,6 +202,13 @@ def _is_program(pid: int) -> bool:
     fields = stat_fields(pid)
     alive = fields is not None and fields[0] not in "ZX"
     return alive and (not is_unbegun(line) or is_stopped(pid))
+
+
+def _command_lines(pid: int) -> bytes:
+    """The words that a process was begun with, as its threads tell: the first may have ended."""
+    with suppress(OSError):
+        return b"".join(task.read_bytes() for task in Path(f"/proc/{pid}/task").glob("*/cmdline"))
+    return b""
 
 
 def _pids() -> list[int]:

@@ -21,6 +21,7 @@ from anyio import to_thread
 
 from penstock.executors.killing import described_holders
 from penstock.executors.preparation import Prepared, cannot, inherited, prepare
+from penstock.executors.procfs import mark
 from penstock.executors.recorder import CLAIM_NOT_WRITTEN, LOST, Launch, Recorder, spawn
 from penstock.executors.records import Claim, Records
 from penstock.executors.storage import Held, Home
@@ -169,6 +170,7 @@ class Launcher:
                     descriptors=(lock,),
                     soft_nofile="unlimited" if soft == resource.RLIM_INFINITY else str(soft),
                     stopped=prepared.contract == "process" and row.runtime_intent is RuntimeDesired.PAUSED,
+                    mark=mark(self._instance_id, DeploymentId(records.root.name)),
                     setsid=self._setsid,
                 )
             )

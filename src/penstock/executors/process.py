@@ -6,8 +6,8 @@ Called by the reconciler (`look`, `perform`), the loop (`events`, `survey`, `dis
 alone, and never say Absent while anything of the deployment lives or could still begin.
 
     nothing starts twice   whoever begins the program makes the claim, with O_EXCL (`recorder.py`); a stop makes it too
-    stopped means stopped  killed are the process group, whoever carries the deployment's id in its environment, and
-                           whoever still holds the storage lock, which only descendants can have
+    stopped means stopped  killed are the process group, whoever carries the deployment's id in its environment or its
+                           mark, and whoever still holds the storage lock, which only descendants can have
     ends are noticed       by pidfd, child or not; how it ended is told by the kernel, else by the recorder's file
 """
 
@@ -122,6 +122,7 @@ class ProcessExecutor:
             threads=self._threads,
             known=self._living,
             is_child=lambda pid: self._launcher.child(pid) is not None,
+            kept=self._kept,
         )
         self._consumption = Shared(self._reader, consumption_by_group)
         self._inotify = linux.Inotify()
@@ -498,6 +499,12 @@ class ProcessExecutor:
 
     def _home(self, pipeline_id: PipelineId) -> Home:
         return Home(self._root / pipeline_id)
+
+    def _kept(self) -> list[Compute]:
+        """The deployments of which something is on disk. In a thread."""
+        return [
+            Compute(pipeline, one) for pipeline in pipelines(self._root) for one in self._home(pipeline).deployments()
+        ]
 
     def _living(self) -> dict[int, Compute]:
         """The processes that are surely alive, and whose they are. In any thread."""

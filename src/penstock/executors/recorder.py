@@ -27,6 +27,7 @@ _SHELL = "/bin/sh"
 
 SCRIPT = f"""
 exec 3>&2 2>/dev/null
+ulimit -S -w "$3" || ulimit -S -x "$3"
 (
   exec 2>&3 3>&-
   ulimit -S -n "$1"
@@ -34,7 +35,7 @@ exec 3>&2 2>/dev/null
   {{ true >"$0/claim"; }} 2>/dev/null || exit {LOST}
   read -r PENSTOCK_CLAIM </proc/self/stat && echo "$PENSTOCK_CLAIM" >>"$0/claim" || exit {CLAIM_NOT_WRITTEN}
   [ "$2" = stopped ] && kill -STOP "${{PENSTOCK_CLAIM%% *}}"
-  shift 2
+  shift 3
   exec "$@"
 )
 code=$?
@@ -42,7 +43,8 @@ read -r pid name state parent rest <"$0/claim" && [ "$parent" = $$ ] && echo $co
 exit $code
 """
 """$0: the deployment's directory, $1: the soft limit of descriptors, $2: `stopped` to stop before the program's first
-instruction; then setsid(1) and the program. The claim names the recorder that waits: one that lost the race records
+instruction, $3: the mark of whatever descends from here (`procfs.mark`; the letter of that limit is -w to dash, -x to
+bash); then setsid(1) and the program. The claim names the recorder that waits: one that lost the race records
 nothing. The shell's own remarks ("Killed") are not the program's, so they go nowhere. Until the program's environment
 is passed on, the one variable has a name that no pipeline may use, so that nothing of theirs is overwritten."""
 
@@ -66,6 +68,7 @@ class Launch:
     descriptors: Sequence[int]
     soft_nofile: str
     stopped: bool
+    mark: int
     setsid: str
     """Path of setsid(1)."""
 
@@ -76,7 +79,7 @@ def spawn(launch: Launch) -> Recorder:
     Raises OSError, and ValueError for words that no process can have (a NUL in them).
     """
     stopped = "stopped" if launch.stopped else ""
-    words = [launch.soft_nofile, stopped, launch.setsid, *_with_odd_names(launch.argv, launch.env)]
+    words = [launch.soft_nofile, stopped, str(launch.mark), launch.setsid, *_with_odd_names(launch.argv, launch.env)]
     return Recorder(
         [_SHELL, "-c", SCRIPT, str(launch.directory), *words],
         stdin=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ import anyio
 import pytest
 from aiohttp import web
 from anyio.abc import SocketStream
+from structlog.testing import capture_logs
 
 from penstock.api import observe
 from penstock.clock import SystemClock
@@ -191,22 +192,24 @@ async def test_RT3_sixty_unread(logged: LoggedHouse) -> None:
     host, port = logged.address.split(":")
     unread: list[SocketStream] = []
     request = f"GET /v0/pipelines/p1/logs HTTP/1.1\r\nHost: {logged.address}\r\n\r\n".encode()
-    try:
-        for _ in range(60):
-            unread.append(await anyio.connect_tcp(host, int(port)))
-            await unread[-1].send(request)
-        await logged.until_streams(60)
-        for _ in range(30):
-            write(logged.path(row["id"]), b"z" * 99_999 + b"\n")
-        write(logged.path(row["id"]), b"now\n")
-        assert (await lines_of(logged))[-1] == "now"
-        async with stream(logged) as response:
-            assert b"discarded" in (first := await response.content.readline()) or b"Fresh start" in first
-        await logged.status()
-    finally:
-        for connection in unread:
-            await anyio.aclose_forcefully(connection)
-    await logged.until_streams(0)
+    with capture_logs() as noticed:
+        try:
+            for _ in range(60):
+                unread.append(await anyio.connect_tcp(host, int(port)))
+                await unread[-1].send(request)
+            await logged.until_streams(60)
+            for _ in range(30):
+                write(logged.path(row["id"]), b"z" * 99_999 + b"\n")
+            write(logged.path(row["id"]), b"now\n")
+            assert (await lines_of(logged))[-1] == "now"
+            async with stream(logged) as response:
+                assert b"discarded" in (first := await response.content.readline()) or b"Fresh start" in first
+            await logged.status()
+        finally:
+            for connection in unread:
+                await anyio.aclose_forcefully(connection)
+        await logged.until_streams(0)
+    assert not [event for event in noticed if event["log_level"] == "error"], "who goes in mid-stream is no failure"
 
 
 async def test_a_reader_that_never_reads_is_cut_off(logged: LoggedHouse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,9 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The last answer on this connection: `exc` is what the parser found, or a bug that no frame caught."""
+        if isinstance(exc, ConnectionError):
+            log.debug("client gone", error=str(exc))
+            raise exc
         if isinstance(exc, http_exceptions.HttpProcessingError):
             log.debug("malformed request", error=str(exc))
             error = malformed(exc)

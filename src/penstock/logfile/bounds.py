@@ -58,6 +58,8 @@ class Trimmer:
         self._schedule: Schedule[File] = Schedule()
         self._news = asyncio.Event()
         self._asleep_until = -math.inf
+        self._thread = anyio.CapacityLimiter(1)
+        """A thread of its own: a file that grows quickly does not wait for the work of others."""
         self._has_holes: bool | None = None
         self._rigid = False
         bells.rung = self._rung
@@ -99,7 +101,7 @@ class Trimmer:
         quiet = grown <= 0 and file.interval >= SLOWEST_LOOK_SECONDS
         await self._mark(file, now, resting=quiet)
         if used > self.max_bytes:
-            if await to_thread.run_sync(self._trim, file):
+            if await to_thread.run_sync(self._trim, file, limiter=self._thread):
                 self._look_at(file, now)
                 return
         elif quiet and self._bells.arm(file):
@@ -121,7 +123,7 @@ class Trimmer:
             file.saved_at = now
         elif file.numbering.unsaved and now >= file.saved_at + SAVE_SECONDS:
             file.saved_at = now
-            await to_thread.run_sync(file.numbering.save_marks)
+            await to_thread.run_sync(file.numbering.save_marks, limiter=self._thread)
 
     def _look_at(self, file: File, at: float) -> None:
         if file.interval >= PASS_SECONDS:

@@ -41,6 +41,12 @@ RESCAN_SECONDS = 60.0
 BREATH_SECONDS = 0.01
 """A follower that was woken a moment ago waits this long, so that it takes a flood in large pieces."""
 
+READERS_AT_ONCE = 8
+"""How many readers take a block in one round of the loop, however many there are."""
+
+LOCATING_THREADS = 4
+"""How many threads at most look for where readers are to begin: hundreds come at once when a daemon has restarted."""
+
 TAIL_BYTES, TAIL_LINE_CHARACTERS = 1 << 16, 1000
 """Bounds of `tail`: its lines become part of rows and events."""
 
@@ -59,6 +65,8 @@ class LogFiles:
         self._bells = Bells()
         self._trimmer = Trimmer(_at_least(max_bytes), clock=clock, bells=self._bells, empty=self._empty)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns = asyncio.Semaphore(READERS_AT_ONCE)
+        self._locating = anyio.CapacityLimiter(LOCATING_THREADS)
         self._writing = threading.Lock()
         self._finding = threading.Lock()
 
@@ -172,7 +180,9 @@ class LogFiles:
         self.path(pipeline_id)
         numbering = self._file(pipeline_id).numbering
         return await to_thread.run_sync(
-            lambda: numbering.locate(cursor=cursor, tail=tail, since=since), abandon_on_cancel=True
+            lambda: numbering.locate(cursor=cursor, tail=tail, since=since),
+            abandon_on_cancel=True,
+            limiter=self._locating,
         )
 
     async def read(
@@ -203,10 +213,11 @@ class LogFiles:
                 if size < reader.offset:
                     await reader.settle()
                 elif reader.offset < min(size, end):
-                    block = await reader.next_block(end)
+                    async with self._turns:
+                        block = await reader.next_block(end)
+                        await asyncio.sleep(0)  # the rest of the daemon waits for this many blocks, not for them all
                     if block:
                         yield block
-                    await asyncio.sleep(0)  # whoever takes all at once has the others wait no longer than for a block
                 elif not follow or file.ended:
                     break
                 else:

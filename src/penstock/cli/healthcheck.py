@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,18 +17,9 @@ from urllib.parse import urlsplit
 import click
 
 from penstock.cli import FAILED, REFUSED
+from penstock.cli.client import UnixConnection
 
 _LONGEST_REASON_BYTES = 500
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(self._path)
 
 
 @click.command()
@@ -77,7 +67,7 @@ def ask(connection: HTTPConnection, where: str, timeout_seconds: float) -> tuple
 
 def _connection(where: str) -> HTTPConnection:
     if where.startswith("unix:"):
-        return _UnixConnection(where.removeprefix("unix:"))
+        return UnixConnection(where.removeprefix("unix:"))
     try:
         parts = urlsplit(where if "://" in where else f"http://{where}")
         host, port = parts.hostname, parts.port

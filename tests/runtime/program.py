@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -10,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 Json = Any
 WAIT_SECONDS = 15.0
+_numbers = itertools.count()
 
 ENDLESS = """
     import os, time
@@ -42,7 +44,7 @@ class Program:
     def __init__(self, home: Path, text: str, environment: dict[str, str | None]) -> None:
         self.storage = home / "storage"
         self.storage.mkdir(exist_ok=True)
-        work = home / f"work-{uuid4()}"
+        work = home / f"work-{next(_numbers)}"
         work.mkdir()
         self._port_file = work / "port"
         self._log = work / "log"
@@ -61,7 +63,7 @@ class Program:
             "PENSTOCK_STORAGE_DIR": str(self.storage),
             "PENSTOCK_PIPELINE_ID": "id-1",
             "PENSTOCK_PIPELINE_NAME": 'na"me',
-            "PENSTOCK_DEPLOYMENT_ID": str(uuid4()),
+            "PENSTOCK_DEPLOYMENT_ID": f"deployment-{next(_numbers)}",
             "PENSTOCK_INITIAL": "running",
             "PENSTOCK_BOOTSTRAP_POLICY": "await_approval",
             **environment,
@@ -151,8 +153,6 @@ class Program:
 
     def close(self) -> None:
         """End it, and its children."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_stats_have_what_clients_read(run: Run) -> None:
     assert figures["state"] == "Running"
     assert figures["rss_bytes"] > 1_000_000
     assert 0 < figures["uptime_msecs"] < 60_000
-    assert abs(figures["start_time"] - time.time()) < 60
+    assert abs(figures["start_time"] - time.time_ns() / 1e9) < 60
     assert figures["pipeline_complete"] is False
 
 
@@ -315,10 +316,8 @@ def test_clients_that_are_slow_silent_or_many_are_in_nobodys_way(run: Run) -> No
     wires = [socket.create_connection(("127.0.0.1", program.port)) for _ in range(200)]
     try:
         for number, wire in enumerate(wires):
-            try:
+            with suppress(OSError):  # the oldest made room
                 wire.sendall((b"", b"GET /sta", b"POST /suspend HTTP/1.1\r\nContent-Length: 10\r\n\r\n")[number % 3])
-            except OSError:
-                pass  # the oldest made room
         began = time.monotonic()
         for _ in range(20):
             assert program.status() == ("Running", "Running")

@@ -174,12 +174,11 @@ class Checkpoints:
         try:
             self._write(name, (head, line, state))
         except OSError as error:
-            if error.errno not in NO_ROOM or not self._prune(1):
+            if error.errno not in NO_ROOM or not self._prune(self._known[-1:]):
                 raise
             self._write(name, (head, line, state))
         self._files[checkpoint.sequence] = name
-        self._known = [*self._known, checkpoint]
-        self._prune(self._keep)
+        self._prune([*self._known, checkpoint][-self._keep :])
 
     def _write(self, name: str, parts: tuple[bytes, ...]) -> None:
         path = os.path.join(self._directory, name)
@@ -231,9 +230,10 @@ class Checkpoints:
             raise ValueError(f"what it tells of itself makes no sense: {error!r}") from error
         return checkpoint, state
 
-    def _prune(self, keep: int) -> bool:
-        """Remove all but the newest `keep` that are whole as far as is known; tells whether any went."""
-        kept = {one.sequence for one in self._known[-keep:]}
+    def _prune(self, known: list[Checkpoint]) -> bool:
+        """Have `known` be all that there are; tells whether any went."""
+        self._known = known
+        kept = {one.sequence for one in known}
         removed = False
         for sequence in [one for one in self._files if one not in kept]:
             try:
@@ -245,7 +245,6 @@ class Checkpoints:
                 continue
             del self._files[sequence]
             removed = True
-        self._known = [one for one in self._known if one.sequence in self._files]
         return removed
 
 

@@ -36,7 +36,7 @@ from penstock.model import (
     StorageStatus,
 )
 from penstock.ports import StoreCorrupt, StoreLocked, StoreUnavailable
-from penstock.stores import reserve
+from penstock.stores import reserve, sqlite_file
 from penstock.stores.sqlite import SqliteStore, open_sqlite
 from penstock.testing.store_contract import commit, described, detailed, new_row, toggled, wanted
 from penstock.testing.virtual import ManualClock
@@ -470,6 +470,7 @@ async def test_a_full_disk_without_a_reserve(
     tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(reserve, "RESERVE_BYTES", 0)
+    monkeypatch.setattr(sqlite_file, "PAGES_BYTES", 1 << 40)
     with small_disk(tmp_path, kind, 24) as disk:
         await full_disk(disk, clock)
 

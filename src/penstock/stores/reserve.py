@@ -4,6 +4,10 @@ Called by `sqlite_file.py` and the writer, in threads. The room is the write-ahe
 need be: SQLite writes over what is there, and a log that cannot be moved into the database just grows on into it. Given
 back to the file system, it would go to whoever filled the disk. While no daemon runs it stands beside the database
 under another name. Must never touch what a log may still hold.
+
+A log that is moved into the database starts over, and so never ends; but the database must not have to grow for that.
+So its file is kept as long as it will be then, and holds a row of nothing (table `reserve`), whose pages are freed when
+the disk is full.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ part of SQLite's index of the log has room for all of it, so that the index need
 LOW_BYTES = 1 << 20
 """A disk with less free counts as full: a start needs directories, records and a log of its own."""
 
+PAGES_BYTES = 4 << 20
+"""What is kept in the database: a thousand pages, or the events of about as many stops."""
+
+_STEP_BYTES = 256 << 10
 _HEADER_BYTES = 4096
 _TAIL_BYTES = 1 << 20
 _PIECE_BYTES = 64 << 10
@@ -30,6 +38,7 @@ class Reserve:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._file: int | None = None
 
     def restore(self) -> None:
         """Before the database is opened: make what `set_aside` kept its log again. Raises OSError.
@@ -59,6 +68,25 @@ class Reserve:
             if wanted - size >= LOW_BYTES or wanted == RESERVE_BYTES:
                 with _opened(log) as file:
                     os.posix_fallocate(file, size, wanted - size)
+
+    def back(self, size: int) -> None:
+        """Make the file of the open database at least `size` bytes long, if the disk has room for that. Never raises.
+
+        SQLite allows for a longer file, and shortens it whenever all of the log has been moved into it. What is opened
+        for it stays open until `release`: to close it is to lose SQLite's locks on the file.
+        """
+        with suppress(OSError):
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            present = os.fstat(self._file).st_size
+            if present < size:
+                os.posix_fallocate(self._file, present, size + _STEP_BYTES - present)
+
+    def release(self) -> None:
+        """Close what `back` opened, after the database is closed; nothing if it is."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def set_aside(self) -> None:
         """Before the database is closed: keep the log's room when SQLite removes the log. Never raises."""

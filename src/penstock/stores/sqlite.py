@@ -62,6 +62,7 @@ async def open_sqlite(
             with CancelScope(shield=True):
                 await store.close()
     finally:
+        file.reserve.release()
         os.close(file.lock)
 
 

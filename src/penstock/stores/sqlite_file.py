@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from penstock.ports import StoreCorrupt, StoreError, StoreLocked, StoreUnavailab
 from penstock.stores import columns
 from penstock.stores.belonging import Belonging
 from penstock.stores.columns import Columns, Value
-from penstock.stores.reserve import Reserve
+from penstock.stores.reserve import PAGES_BYTES, Reserve
 from penstock.stores.statements import Statement, migrations, statements
 
 SCHEMA_MAJOR = 1
@@ -62,7 +62,7 @@ _MEND = "Stop Penstock, keep a copy of the file and its -wal, then restore a bac
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is locked, up to date and understood. Who takes it closes `connection`, then `lock`."""
+    """A file that is locked, up to date and understood. Who takes it closes `connection`, `reserve`, `lock`."""
 
     path: str
     """With symbolic links followed: one file has one lock, whatever it is called."""
@@ -162,11 +162,12 @@ def open_file(path: str, *, now: datetime, new_instance_id: str, state_dir: Path
         # Programs' environments stand in it: nobody else's to read. SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         reserve = Reserve(path)
+        undo.callback(reserve.release)
         connection = undo.enter_context(closing(_open(path, reserve, refuse_stranger)))
-        reserve.extend()
         _migrate(connection, path, now)
         instance_id = _instance_id(connection, new_instance_id)
         belonging.record(instance_id)
+        fill_reserve(connection, reserve, stocked=False)
         rows = _fetch_rows(connection, path)
         latest = fetch_events(connection, path, "latest_events")
         file = OpenFile(path, Presence(path), lock, connection, reserve, instance_id, rows, latest)
@@ -211,6 +212,24 @@ def fetch_events(connection: sqlite3.Connection, path: str, statement: str, **pa
     found = fetch(connection, statement, **parameters)
     with _located(path):
         return [columns.to_event(event) for event in found]
+
+
+def fill_reserve(connection: sqlite3.Connection, reserve: Reserve, *, stocked: bool) -> bool:
+    """See to it that the reserve is whole, as far as the disk has room. Between transactions, after each.
+
+    `stocked` and the answer: whether it is known to hold pages. Never raises: it is tried again.
+    """
+    with suppress(sqlite3.Error, OSError):
+        reserve.extend()
+        if not stocked:
+            (found,) = fetch(connection, "reserve")
+            stocked = bool(found["stocked"])
+        if not stocked and reserve.free_bytes() > 2 * PAGES_BYTES:
+            execute(connection, "stock_reserve", {"bytes": PAGES_BYTES})
+            stocked = True
+        ((pages,), (size,)) = (connection.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size"))
+        reserve.back(pages * size)
+    return stocked
 
 
 def _fetch_rows(connection: sqlite3.Connection, path: str) -> list[Pipeline]:

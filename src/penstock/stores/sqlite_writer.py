@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -22,12 +23,15 @@ from penstock.stores import columns
 from penstock.stores.columns import Columns
 from penstock.stores.reserve import LOW_BYTES, Reserve
 from penstock.stores.rows import Decide, Delta, Rows
-from penstock.stores.sqlite_file import Presence, corrupt, execute, explain, fetch
+from penstock.stores.sqlite_file import Presence, corrupt, execute, explain, fetch, fill_reserve
 
 log = structlog.get_logger("penstock.store")
 
 BATCH_LIMIT = 500
 """Most writes that share a transaction: the first of them waits for the last, some 100 us each."""
+
+MEND_SECONDS = 0.25
+"""How long after a write the reserve is mended: quicker than most disks are filled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,10 @@ class Writer:
         self._connection = connection
         self._reserve = reserve
         self._disk_full = False
+        self._stocked = True
+        """Whether the reserve may hold pages."""
+        self._unmended = False
+        self._mended_at = time.monotonic()
         self._presence = presence
         self._lost = False
         self._broken: StoreUnavailable | None = None
@@ -108,8 +116,13 @@ class Writer:
         more = True
         while more:
             batch, more = self._take()
-            if batch:
-                self._announce(self._refuse_growth(batch) if self._is_disk_full() else self._commit(batch))
+            if batch and self._is_disk_full():
+                self._spend_reserve()
+                self._announce(self._refuse_growth(batch))
+            elif batch:
+                self._announce(self._commit(batch))
+                self._unmended = True
+            self._mend_reserve()
         with closing(self._connection), suppress(sqlite3.Error, StoreUnavailable):
             self._presence.check()
             self._reserve.set_aside()
@@ -117,21 +130,21 @@ class Writer:
             self._connection.execute("PRAGMA wal_checkpoint(FULL)")
 
     def _take(self) -> tuple[list[Write], bool]:
-        """Wait for a write; take it and all that wait behind it. False = there will be no more."""
+        """Wait for a write; take it and all behind it, none when it is time to mend. False = there will be no more."""
         batch: list[Write] = []
-        write = self._queue.get()
-        while write is not None:
-            batch.append(write)
-            if len(batch) == BATCH_LIMIT:
-                return batch, True
-            try:
+        try:
+            write = self._queue.get(timeout=MEND_SECONDS if self._unmended else None)
+            while write is not None:
+                batch.append(write)
+                if len(batch) == BATCH_LIMIT:
+                    return batch, True
                 write = self._queue.get_nowait()
-            except Empty:
-                return batch, True
+        except Empty:
+            return batch, True
         return batch, False
 
     def _is_disk_full(self) -> bool:
-        """Tell whether the disk is as good as full; while it is not, mend the reserve. Logs when that changes."""
+        """Tell whether the disk is as good as full. Logs when that changes."""
         try:
             free = self._reserve.free_bytes()
         except OSError:
@@ -142,9 +155,21 @@ class Writer:
         elif self._disk_full and not full:
             log.info("disk has room again", path=self._path, free_bytes=free)
         self._disk_full = full
-        if not full:
-            self._reserve.extend()
         return full
+
+    def _spend_reserve(self) -> None:
+        if self._stocked:
+            with suppress(sqlite3.Error):
+                execute(self._connection, "spend_reserve", {})
+                self._stocked = False
+
+    def _mend_reserve(self) -> None:
+        """Make good what writes have used of the reserve; soon after them, since it costs a tenth of one."""
+        now = time.monotonic()
+        if self._unmended and not self._disk_full and not self._lost and now - self._mended_at >= MEND_SECONDS:
+            self._stocked = fill_reserve(self._connection, self._reserve, stocked=self._stocked)
+            self._unmended = False
+            self._mended_at = now
 
     def _refuse_growth(self, batch: list[Write]) -> list[Outcome]:
         """Commit what a full disk must not prevent, and refuse the rest."""

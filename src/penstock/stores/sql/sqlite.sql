@@ -107,6 +107,15 @@ INSERT INTO meta (key, value) VALUES (:key, :value) ON CONFLICT (key) DO NOTHING
 -- Changes a page each time, so that it shows whether the disk can be written.
 INSERT INTO meta (key, value) VALUES ('checks', '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value + 1 AS TEXT)
 
+-- name: reserve
+SELECT count(*) AS stocked FROM reserve
+
+-- name: stock_reserve
+INSERT INTO reserve (room) VALUES (zeroblob(:bytes))
+
+-- name: spend_reserve
+DELETE FROM reserve
+
 -- name: tables
 SELECT name FROM sqlite_schema WHERE type = 'table'
 

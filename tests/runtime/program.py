@@ -46,7 +46,7 @@ class Program:
         self.storage.mkdir(exist_ok=True)
         work = home / f"work-{next(_numbers)}"
         work.mkdir()
-        self._port_file = work / "port"
+        self.port_file = work / "port"
         self._log = work / "log"
         argv = [sys.executable, "-m", "penstock.runtime"]
         if text:
@@ -58,7 +58,7 @@ class Program:
         env: dict[str, str | None] = {
             "PATH": os.environ["PATH"],
             "PYTHONUNBUFFERED": "1",
-            "PENSTOCK_PORT_FILE": str(self._port_file),
+            "PENSTOCK_PORT_FILE": str(self.port_file),
             "PENSTOCK_BIND_ADDRESS": "127.0.0.1",
             "PENSTOCK_STORAGE_DIR": str(self.storage),
             "PENSTOCK_PIPELINE_ID": "id-1",
@@ -82,7 +82,7 @@ class Program:
     @property
     def port(self) -> int:
         """Where it listens; waits until it does."""
-        return int(self.until(lambda: self._port_file.exists() and self._port_file.read_text()))
+        return int(self.until(lambda: self.port_file.exists() and self.port_file.read_text()))
 
     @property
     def log(self) -> str:

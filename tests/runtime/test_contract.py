@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -95,6 +96,24 @@ def test_it_is_initializing_until_its_loop_begins(run: Run, tmp_path: Path) -> N
     assert program.ask("/stats")[0] == 200
     (tmp_path / "go").touch()
     program.until_status("Paused", "Paused")
+
+
+def test_who_watches_the_port_file_hears_of_every_change(run: Run) -> None:
+    program = run()
+    port = program.port
+    program.until_status("Running", "Running")
+    for path, method, status in (
+        ("/pause", "GET", "Paused"),
+        ("/start", "GET", "Running"),
+        ("/suspend", "POST", "Suspended"),
+    ):
+        with program.port_file.open() as before:  # open, so that no other file can be given its inode
+            assert program.ask(path, method)[0] == 202
+            program.until_status(status, status)
+            program.until(
+                lambda before=before: not os.path.samestat(os.fstat(before.fileno()), program.port_file.stat())
+            )
+        assert program.port == port
 
 
 def test_standby_is_left_by_activation_only(run: Run) -> None:

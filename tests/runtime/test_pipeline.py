@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -405,3 +406,37 @@ def test_without_a_daemon_that_asks_it_ends_by_itself(run: Run) -> None:
     """
     program = run(text)
     assert program.wait() == 0
+
+
+def test_whatever_it_is_told_meanwhile_no_checkpoint_holds_half_a_record(run: Run) -> None:
+    text = """
+    import itertools
+    from penstock import runtime
+
+    with runtime.serve(checkpoint_seconds=0.001, keep_checkpoints=50) as pipeline:
+        state = pipeline.restore({"next": 0, "sum": 0})
+        for number in pipeline.each(itertools.count(state["next"])):
+            state["next"] += 1
+            for _ in range(20):
+                pass
+            state["sum"] += number
+    """
+    program = run(text)
+    chance = random.Random(1)
+    program.until_status("Running", "Running")
+    for _ in range(60):
+        path, method = chance.choice([("/pause", "GET"), ("/start", "GET"), ("/checkpoint", "POST")])
+        code, _ = program.ask(path, method)
+        assert code in (200, 202)
+        status = program.status()
+        assert status in {("Running", "Running"), ("Paused", "Paused")}
+    program.ask("/suspend", "POST")
+    program.until_status("Suspended", "Suspended")
+    states = [json.loads(path.read_bytes().split(b"\n", 2)[2]) for path in checkpoint_files(program)]
+    assert len(states) > 10
+    assert all(is_sum(state) for state in states)
+    assert states[-1]["next"] == program.records()
+
+
+def checkpoint_files(program: Program) -> list[Path]:
+    return sorted((program.storage / "checkpoints").glob("*.checkpoint"))

@@ -118,7 +118,7 @@ class Contract:
         processed, steps = int(self._metrics.records.value), self._progress()
         began = int(started_at())
         figures: dict[str, object] = {
-            "state": self._control.state(),
+            "state": self._control.shown()[0],
             "bootstrap_in_progress": False,
             "transaction_status": "NoTransaction",
             "transaction_id": 0,

@@ -41,7 +41,8 @@ class Control:
     """See the module. Everything but `attention` is read and written with `changed` held."""
 
     def __init__(self, *, desired: str, wake: Callable[[], None]) -> None:
-        self.changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self.changed = threading.Condition(self._lock)
         self.attention = True
         """Whether the author's thread has to do more at its next rest than to go on. Read without the lock."""
         self.phase = INITIALIZING
@@ -72,7 +73,7 @@ class Control:
 
     def rest(self) -> None:
         """The state is whole, and is not touched before `go_on`."""
-        with self.changed:
+        with self._lock:  # the condition's own, and four calls less for each record
             self.working = False
             if self.phase == INITIALIZING:
                 self.phase = ACTIVE
@@ -81,7 +82,7 @@ class Control:
 
     def go_on(self) -> None:
         """Work on the state again, as soon as that may be; raises Suspended when it is over."""
-        with self.changed:
+        with self._lock:
             while self.attention:
                 if self.final:
                     raise Suspended
@@ -152,10 +153,10 @@ class Control:
             },
         )
 
-    def state(self) -> str:
-        """Running, Paused or what else it is, for statistics."""
+    def shown(self) -> tuple[str, str]:
+        """Runtime status and desired status, as /status tells them; those of a failure are "Failed"."""
         with self.changed:
-            return self._shown()[0]
+            return self._shown() if self.fault is None else ("Failed", "Failed")
 
     def _shown(self) -> tuple[str, str]:
         """Runtime status and desired status."""

@@ -45,8 +45,6 @@ class Metric:
 
     def _key(self, labels: dict[str, str]) -> Labels:
         """Call with the lock held. The number without labels goes when the first one with labels comes."""
-        if not labels:
-            return ()
         if self._values.get(()) == 0:
             del self._values[()]
         return tuple(sorted((name, str(value)) for name, value in labels.items()))
@@ -62,7 +60,7 @@ class Counter(Metric):
         if amount < 0:
             raise ValueError(f"{self.name} is a counter, it cannot shrink by {-amount}; use a gauge")
         with self._lock:
-            key = self._key(labels)
+            key = self._key(labels) if labels else ()
             self._values[key] = self._values.get(key, 0) + amount
 
 
@@ -74,7 +72,7 @@ class Gauge(Metric):
     def set(self, value: float, **labels: str) -> None:
         """Show `value` from now on."""
         with self._lock:
-            self._values[self._key(labels)] = value
+            self._values[self._key(labels) if labels else ()] = value
 
 
 class Metrics:

@@ -109,6 +109,8 @@ class Pipeline:
         self.config = _config(environ.get("PENSTOCK_CONFIG_FILE"))
         """The pipeline's runtime_config; empty without a daemon."""
         self._environ = environ
+        self._port_file = environ.get("PENSTOCK_PORT_FILE")
+        """None = there is no daemon."""
         self._port = port
         self._pid = os.getpid()
         self._state: object = None
@@ -135,6 +137,7 @@ class Pipeline:
         self._store = None if directory is None else Checkpoints(directory, keep=keep_checkpoints, say=_say)
         self._server = Server(answer=self._answer, woken=self._woken)
         self._control = Control(desired=_INITIAL[initial], wake=self._server.wake)
+        self._announced = self._control.shown()
         self._checkpointer = Checkpointer(
             control=self._control,
             store=self._store,
@@ -274,11 +277,13 @@ class Pipeline:
     # --- its beginning and its end ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        port = self._server.start(self._environ.get("PENSTOCK_BIND_ADDRESS", "127.0.0.1"), self._port)
+        self._port = self._server.start(self._environ.get("PENSTOCK_BIND_ADDRESS", "127.0.0.1"), self._port)
         os.register_at_fork(after_in_child=self._server.abandon)
         self._catch_signals()
         try:
-            self._announce(port)
+            self._announce()
+            if self._port_file is None:
+                _say(f"answers on port {self._port}")
             if self._store is None:
                 _say("has no PENSTOCK_STORAGE_DIR: nothing is kept")
             else:
@@ -344,7 +349,7 @@ class Pipeline:
     def _linger(self, seconds: float | None) -> None:
         """Stay for the daemon, which ends the process; return at a signal. With the lock held."""
         control = self._control
-        if "PENSTOCK_PORT_FILE" not in self._environ:
+        if self._port_file is None:
             return
         if seconds is None and not control.changed.wait_for(lambda: control.asked or control.signal, UNASKED_SECONDS):
             return
@@ -359,13 +364,13 @@ class Pipeline:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._handlers.clear()
 
-    def _announce(self, port: int) -> None:
-        path = self._environ.get("PENSTOCK_PORT_FILE")
+    def _announce(self) -> None:
+        """Tell the daemon where we listen; the same again when our status has changed: who watches need not poll."""
+        path = self._port_file
         if path is None:
-            _say(f"answers on port {port}")
             return
         with open(path + ".new", "w", encoding="ascii") as file:
-            file.write(f"{port}\n")
+            file.write(f"{self._port}\n")
         os.replace(path + ".new", path)
 
     # --- what the other threads call ----------------------------------------------------------------------------------
@@ -378,6 +383,11 @@ class Pipeline:
         if number:
             _say(f"ends, after a last checkpoint: {signal.Signals(number).name}")
             self._control.end(BY_SIGNAL, number)
+        shown = self._control.shown()
+        if shown != self._announced:
+            self._announced = shown
+            with suppress(OSError):  # no room on the disk; whoever polls will see it too
+                self._announce()
 
     def _progress(self) -> int:
         return self._steps

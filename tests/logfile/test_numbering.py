@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from penstock.clock import SystemClock
-from penstock.logfile import LogFiles, bounds, numbering
+from penstock.logfile import LogFiles, bounds, files, numbering
 from penstock.logfile.lines import BLOCK_BYTES, Lines
 from penstock.logfile.numbering import Numbering, Place, State
 from penstock.model import PipelineId
@@ -545,17 +545,82 @@ async def test_one_greedy_reader_does_not_starve_the_rest(logs: LogFiles) -> Non
 def test_a_program_that_opens_a_file_being_looked_at_kills_nobody(tmp_path: Path) -> None:
     """Who breaks a lease has the holder signalled; by default that ends it."""
     code = (
-        "import os, sys, threading\n"
+        "import fcntl, os, sys\n"
         "from penstock.logfile import bounds\n"
-        "def opens():\n"
-        "    for _ in range(3000): os.close(os.open(sys.argv[1], os.O_WRONLY))\n"
-        "thread = threading.Thread(target=opens)\n"
-        "thread.start()\n"
-        "while thread.is_alive(): bounds.has_writer(sys.argv[1])\n"
+        "real, opened = fcntl.fcntl, []\n"
+        "def control(fd, command, argument=0):\n"
+        "    answer = real(fd, command, argument)\n"
+        "    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):\n"
+        "        try: os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)\n"
+        "        except BlockingIOError: opened.append(True)\n"
+        "    return answer\n"
+        "bounds.fcntl.fcntl = control\n"
+        "bounds.has_writer(sys.argv[1])\n"
+        "sys.exit(0 if opened else 3)\n"
     )
     path = tmp_path / "log"
     path.touch()
-    assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=30, check=False).returncode == 0
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], timeout=30, check=False).returncode
+    assert ended == 0, "3 = there are no leases here"
+
+
+async def test_looking_for_holes_makes_none(logs: LogFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quickly a program writes while the daemon finds out whether the file system has holes."""
+    punch, path = bounds.punch_hole, logs.path(ID)
+
+    def late(fd: int, offset: int, length: int) -> None:
+        if offset > 0:
+            append(path, (b"y" * 99 + b"\n") * 2_000)
+        punch(fd, offset, length)
+
+    monkeypatch.setattr(bounds, "punch_hole", late)
+    append(path, (b"x" * 99 + b"\n") * 20_000)
+    await until(lambda: logs._trimmer._has_holes is True and on_disk(path) <= MB, "the log within its bound")
+    front = logs._files[ID].numbering.state.front.offset
+    assert b"\0" not in Path(path).read_bytes()[front:]  # noqa: ASYNC240
+
+
+@pytest.mark.parametrize("exact", [True, False])
+async def test_what_goes_while_it_is_read_is_not_passed_on(
+    logs: LogFiles, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    path = logs.path(ID)
+    append(path, b"".join(b"%d %s\n" % (n, b"x" * (n % 97)) for n in range(2, 12_000)))
+    piece = files._piece
+
+    async def late(fd: int, offset: int) -> bytes:
+        monkeypatch.setattr(files, "_piece", piece)
+        advance(logs._files[ID].numbering, Path(path), GRAIN)
+        with open(path, "r+b") as file:  # noqa: ASYNC230
+            bounds.punch_hole(file.fileno(), 0, GRAIN)
+        return await piece(fd, offset)
+
+    position = await logs.position(ID, cursor=LogCursor((await logs.position(ID)).epoch, 500))
+    assert 0 < position.offset < GRAIN, "one piece has something of both"
+    monkeypatch.setattr(files, "_piece", late)
+    async with aclosing(logs.read(ID, follow=False, position=position if exact else None)) as blocks:
+        got = b"".join([block async for block in blocks])
+    if exact:
+        assert got == b"", "it is over: the next position tells what is missing"
+    else:
+        first, *lines = got.splitlines(keepends=True)
+        assert b"prior log lines were discarded" in first
+        check(await logs.position(ID), lines)
+
+
+async def test_what_went_while_a_reader_waited_for_its_turn(logs: LogFiles) -> None:
+    path = logs.path(ID)
+    append(path, (b"x" * 99 + b"\n") * 20_000)
+    file = logs._files[ID]
+    with open(path, "r+b") as opened:  # noqa: ASYNC230
+        fd = opened.fileno()
+        reader = files._Reader(file, fd, None)
+        assert reader.missed() == 0
+        advance(file.numbering, Path(path), 8 * GRAIN)
+        file.numbering.take(fd, 8 * GRAIN, lambda: bounds.collapse_range(fd, 0, 8 * GRAIN))
+        assert await reader.next_block(float("inf")) == b""
+        assert reader.missed() == file.numbering.state.discarded > 5000
+        assert (await reader.next_block(float("inf"))).startswith(b"x" * 99 + b"\n")
 
 
 async def test_ids_are_remembered_without_a_log(logs: LogFiles) -> None:

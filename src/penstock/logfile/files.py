@@ -338,6 +338,8 @@ class _Reader:
     async def next_block(self, end: float) -> bytes:
         """The lines that the next piece of the file completes; empty also when it was taken away meanwhile."""
         state = self._file.numbering.state
+        if state.taking or state.epoch != self._epoch or _is_gone(state, self.offset):
+            return b""
         piece = await _piece(self._fd, self.offset - state.base)
         now = self._file.numbering.state
         if now.taking or now.base != state.base or now.epoch != state.epoch or _is_gone(now, self.offset):

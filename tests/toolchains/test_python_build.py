@@ -71,6 +71,20 @@ async def test_dependencies_are_installed_and_the_script_runs_with_them(tmp_path
     assert ran.stdout.strip().endswith(f"{plan.artifact_dir}/environment")
 
 
+async def test_an_environment_has_the_library_for_authors_and_nothing_of_the_daemon(tmp_path: Path) -> None:
+    body = """import importlib.util, os
+from penstock import runtime
+with runtime.serve(environ={}) as pipeline:
+    print(pipeline.restore({"n": 1}), pipeline.name)
+print([name for name in ("aiohttp", "anyio", "msgspec", "pydantic") if importlib.util.find_spec(name)])
+"""
+    toolchains = offline(tmp_path)
+    plan = toolchains.plan(await built(toolchains, pipeline(greeter(tmp_path, body))))
+    assert plan.argv[0].startswith(plan.artifact_dir)
+    ran = subprocess.run([plan.argv[0], plan.program_file], capture_output=True, text=True, timeout=20)  # noqa: ASYNC221
+    assert ran.stdout.splitlines() == ["{'n': 1} ", "[]"], ran
+
+
 async def test_programs_that_need_the_same_share_an_environment_made_once(tmp_path: Path) -> None:
     toolchains = offline(tmp_path)
     results: list[Pipeline] = []

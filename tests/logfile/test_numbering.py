@@ -214,6 +214,21 @@ def test_a_damaged_record_begins_an_epoch(tmp_path: Path, damage: bytes) -> None
     assert at(again, 2, first.state.epoch).seq == 0
 
 
+def test_a_full_disk_keeps_nobody_from_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pipeline.log"
+    path.write_bytes(b"1\n2\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as filled:
+        filled.setattr(numbering, "_record", full)
+        log = numbered(path)
+        assert log.locate(tail=1).seq == 1
+    advance(log, path, 2)
+    assert numbered(path).state == log.state
+
+
 def test_holes_of_a_log_without_record(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.log"
     with path.open("wb") as file:

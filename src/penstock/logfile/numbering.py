@@ -112,13 +112,13 @@ class Numbering:
                 kept_from = _data_from(fd, 0)
                 state = State(epoch=new_id(), host=host, front=Place(kept_from, 0), torn=kept_from > 0)
                 marks: list[tuple[float, int]] = []
-                _record(path, state)
+                _begin(path, state)
             else:
                 marks = _noted_marks(path, state.base + size)
                 if state.host != host:
                     former = (*state.former, (state.epoch, state.base + size))[-MOST_EPOCHS:]
                     state = replace(state, epoch=new_id(), host=host, former=former)
-                    _record(path, state)
+                    _begin(path, state)
         return cls(path, state, marks, new_id)
 
     # --- where is what ----------------------------------------------------------------------------------------------
@@ -345,6 +345,14 @@ def _record(path: str, state: State) -> None:
         os.pwrite(fd, line.ljust(_RECORD_BYTES - 1) + b"\n", 0)
     finally:
         os.close(fd)
+
+
+def _begin(path: str, state: State) -> None:
+    """Record a new epoch; where that cannot be, it lasts as long as this daemon, or until something is trimmed."""
+    try:
+        _record(path, state)
+    except OSError as error:
+        log.warning("the numbers of a log cannot be recorded", path=path, error=str(error))
 
 
 def _recorded(path: str) -> State | None:

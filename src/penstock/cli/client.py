@@ -16,7 +16,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from penstock import __version__
@@ -108,7 +108,7 @@ def path_of(pipeline: str, below: str = "") -> str:
 
 
 class Client:
-    """One daemon. Keeps a connection, and what it was told with an entity tag."""
+    """One daemon. Keeps a connection until left, and what it was told with an entity tag."""
 
     def __init__(self, address: Address, api_key: str | None = None, *, patience_seconds: float = PATIENCE_SECONDS):
         self._address = address
@@ -124,6 +124,12 @@ class Client:
     def address(self) -> Address:
         """Where the daemon is."""
         return self._address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
 
     def answer_within(self, seconds: float) -> None:
         """From now on wait so long for an answer, at most as long as usual."""

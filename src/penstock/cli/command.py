@@ -36,9 +36,13 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg] - generic only in its newest releases
-    """``90``, ``1.5s``, ``10m``, ``1h30m``: seconds, more than none."""
+    """``90``, ``1.5s``, ``10m``, ``1h30m``: seconds."""
 
     name = "duration"
+
+    def __init__(self, *, zero: bool = False) -> None:
+        """`zero`: none is possible, too."""
+        self._zero = zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Seconds."""
@@ -49,8 +53,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg] - generic only in its
         if parts and "".join(number + unit for number, unit in parts) == text:
             seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
         else:
-            seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
-        if not 0 < seconds < 1e9:
+            seconds = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else -1.0
+        if not (0 <= seconds < 1e9 and (seconds > 0 or self._zero)):
             self.fail(f"{text!r} is no duration like 30s, 10m or 1h30m", param, ctx)
         return seconds
 
@@ -112,11 +116,14 @@ def operator(*formats: Format, default: Format = Format.TABLE) -> Callable[[Call
             out = Output(Format(form))
             try:
                 address = find(url, os.environ)
-                command(Session(Client(address, key_for(address, os.environ)), out), *args, **kwargs)
+                with Client(address, key_for(address, os.environ)) as client:
+                    command(Session(client, out), *args, **kwargs)
             except Failure as failure:
                 out.failed(failure)
                 sys.exit(failure.exit_code)
             except (KeyboardInterrupt, click.Abort):
+                if sys.stderr.isatty():
+                    click.echo(err=True)  # the terminal has echoed ^C
                 sys.exit(INTERRUPTED)
             except BrokenPipeError:
                 _forget_stdout()
@@ -153,11 +160,12 @@ def complete_names(ctx: click.Context, _param: click.Parameter, incomplete: str)
     """The names that pipelines have, with their statuses; none when the daemon does not tell at once."""
     with suppress(Failure, OSError):
         address = find(ctx.params.get("url"), os.environ)
-        client = Client(address, key_for(address, os.environ), patience_seconds=COMPLETION_SECONDS)
+        with Client(address, key_for(address, os.environ), patience_seconds=COMPLETION_SECONDS) as client:
+            rows = client.get("/v0/pipelines", selector="status")
         given = ctx.params.get("names") or ()
         return [
             CompletionItem(row["name"], help=row["deployment_status"])
-            for row in client.get("/v0/pipelines", selector="status")
+            for row in rows
             if row["name"].startswith(incomplete) and row["name"] not in given
         ]
     return []

@@ -19,8 +19,8 @@ import click
 from penstock.cli.client import path_of
 from penstock.cli.command import Duration, Session, name, operator
 from penstock.cli.failures import Failure, Json, Refused
-from penstock.cli.history import history
-from penstock.cli.output import Format
+from penstock.cli.history import COLUMNS, history
+from penstock.cli.output import Format, Table
 from penstock.cli.waiting import patiently
 
 EVENTS_SECONDS = 0.5
@@ -83,7 +83,8 @@ def events(session: Session, name: str, *, follow: bool, number: int | None) -> 
         raise session.explained(refused, name) from None
     shown = known if number is None else known[len(known) - min(number, len(known)) :]
     before = known[-len(shown) - 1] if len(shown) < len(known) else None
-    _print(session, shown, before, header=True)
+    table = session.out.table(COLUMNS, growing=follow)
+    _print(session, shown, before, table)
     while follow:
         time.sleep(EVENTS_SECONDS)
         try:
@@ -94,8 +95,9 @@ def events(session: Session, name: str, *, follow: bool, number: int | None) -> 
             session.out.note(f"{name} was deleted; its history ends here.")
             return
         if now is not known:
-            last = known[-1]["recorded_at"] if known else ""
-            _print(session, [each for each in now if each["recorded_at"] > last], known[-1] if known else None)
+            seen = {each["event_id"] for each in known}
+            new = [each for each in now if each["event_id"] not in seen]
+            _print(session, new, known[-1] if known else None, table)
             known = now
 
 
@@ -113,11 +115,10 @@ class _OldestFirst(list[Json]):
         super().__init__(reversed(newest_first))
 
 
-def _print(session: Session, events: Sequence[Json], before: Json, *, header: bool = False) -> None:
+def _print(session: Session, events: Sequence[Json], before: Json, table: Table) -> None:
     session.out.values(events)
     if session.out.for_people:
-        columns, rows = history(events, before=before)
-        session.out.table(columns, rows, header=header)
+        table.print(history(events, before=before))
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
@@ -173,21 +174,25 @@ class _Log:
 
     def _copy(self, response: HTTPResponse) -> bool:
         unfinished = b""
-        try:
-            while block := response.read1(_BLOCK_BYTES):
-                lines, newline, rest = block.rpartition(b"\n")
-                if newline:
-                    _write(unfinished + lines + newline)
-                    self._seq += block.count(b"\n")
-                    unfinished = rest
-                else:
-                    unfinished += block
-        except (OSError, HTTPException):
-            return False
-        finally:
-            if unfinished and not self._follow:
-                _write(unfinished + b"\n")
-        return True
+        while block := _read(response):
+            lines, newline, rest = block.rpartition(b"\n")
+            if newline:
+                _write(unfinished + lines + newline)
+                self._seq += block.count(b"\n")
+                unfinished = rest
+            else:
+                unfinished += block
+        if unfinished and not self._follow:
+            _write(unfinished + b"\n")
+        return block is not None
+
+
+def _read(response: HTTPResponse) -> bytes | None:
+    """What has come; empty at the end, None when there is no more but it is not the end."""
+    try:
+        return response.read1(_BLOCK_BYTES)
+    except (OSError, HTTPException):
+        return None
 
 
 def _write(data: bytes) -> None:

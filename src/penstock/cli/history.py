@@ -12,18 +12,18 @@ from penstock.cli.failures import Json
 from penstock.cli.output import Cell, Column, cell
 from penstock.cli.wording import RESOURCES, STORAGE, first_sentence, lane
 
-_COLUMNS = (
+COLUMNS = (
     Column("TIME", rank=3, width=23),
     Column("RESOURCES", width=17),
     Column("WANTED", rank=2, width=11),
     Column("STORAGE", rank=4, width=12),
     Column("AFTER", rank=5, width=9),
-    Column("WHAT IT DOES", rank=1, may_be_cut=True),
+    Column("WHAT IT DOES", rank=1),
 )
 
 
-def history(events: Sequence[Json], *, before: Json = None) -> tuple[Sequence[Column], list[list[Cell]]]:
-    """Columns and rows for `events`, oldest first; `before` is the one before them."""
+def history(events: Sequence[Json], *, before: Json = None) -> list[list[Cell]]:
+    """Rows below COLUMNS for `events`, oldest first; `before` is the one before them."""
     rows: list[list[Cell]] = []
     for event in events:
         rows.append(
@@ -37,7 +37,7 @@ def history(events: Sequence[Json], *, before: Json = None) -> tuple[Sequence[Co
             ]
         )
         before = event
-    return _COLUMNS, rows
+    return rows
 
 
 def _after(before: Json, event: Json) -> str:

@@ -15,6 +15,9 @@ from penstock.cli.output import Cell
 
 _STYLES = {"good": "green", "bad": "red", "busy": "yellow", "calm": "cyan", "dim": "dim", "bold": "bold"}
 
+_CTRL_C = 2
+"""Columns left free for the ``^C`` that a terminal echoes: on a full line it would begin another, never erased."""
+
 
 def draw(lines: Callable[[int], Sequence[Cell]]) -> Callable[[], None]:
     """Draw on stderr, several times a second, what `lines` returns for a width; returns what ends it.
@@ -24,11 +27,10 @@ def draw(lines: Callable[[int], Sequence[Cell]]) -> Callable[[], None]:
     console = Console(stderr=True, highlight=False)
 
     def drawn() -> Text:
-        shown = [
-            Text.assemble(*((text, _STYLES.get(look, "")) for text, look in each)) for each in lines(console.width)
-        ]
+        columns = max(1, console.width - _CTRL_C)
+        shown = [Text.assemble(*((text, _STYLES.get(look, "")) for text, look in each)) for each in lines(columns)]
         for line in shown:
-            line.truncate(console.width, overflow="ellipsis")
+            line.truncate(columns, overflow="ellipsis")
         return Text("\n", no_wrap=True).join(shown)
 
     live = Live(

@@ -35,7 +35,7 @@ _LOOKS: Mapping[str, Mapping[str, object]] = {
 _GAP = "  "
 _NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
 _SMALLEST_COLUMN = 12
-"""A column that may be cut is left out rather than made narrower than this."""
+"""Others are left out before a column is made narrower than this."""
 
 
 class Format(StrEnum):
@@ -57,7 +57,6 @@ class Column:
     """0 = never left out."""
     width: int = 0
     """At least so wide, so that rows which come later fit below."""
-    may_be_cut: bool = False
 
 
 class Output:
@@ -107,13 +106,14 @@ class Output:
             case Format.TABLE | Format.WIDE:
                 pass
 
-    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, header: bool = True) -> None:
-        """A table on stdout."""
+    def table(self, columns: Sequence[Column], *, growing: bool = False) -> Table:
+        """A table on stdout. It is laid out when it is first printed; `growing`: rows are to come later."""
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        titles = [((column.title, "bold"),) for column in columns]
-        shown = [[_printable(cell) for cell in row] for row in rows]
-        for row in _fitted(columns, [titles, *shown] if header else shown, width):
-            self._write(sys.stdout, "".join(self.styled(text, look, sys.stdout) for text, look in row).rstrip())
+        return Table(self, columns, width, growing=growing)
+
+    def pieces(self, cell: Cell) -> None:
+        """One line of stdout, piece by piece."""
+        self._write(sys.stdout, "".join(self.styled(text, look, sys.stdout) for text, look in cell).rstrip())
 
     # --- stderr ------------------------------------------------------------------------------------------------------
 
@@ -145,6 +145,47 @@ class Output:
     def _write(self, stream: TextIO, line: str) -> None:
         stream.write(line + "\n")
         stream.flush()
+
+
+class Table:
+    """Rows whose columns stand below each other, within a width if there is one."""
+
+    def __init__(self, out: Output, columns: Sequence[Column], width: int | None, *, growing: bool) -> None:
+        """The last column takes what the others leave, and is cut; None = however wide it gets."""
+        self._out = out
+        self._columns = columns
+        self._width = width
+        self._growing = growing
+        self._kept: list[int] = []
+        self._widths: list[int] = []
+
+    def print(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Print `rows`; before the first ones the titles, even if there are none."""
+        shown = [[_printable(cell) for cell in row] for row in rows]
+        if not self._kept:
+            shown.insert(0, [((column.title, "bold"),) for column in self._columns])
+            self._lay_out(shown)
+        for row in shown:
+            pieces: list[tuple[str, str]] = []
+            for at in self._kept:
+                last = at == len(self._columns) - 1
+                cell = _cut(row[at], self._widths[at]) if last and self._width is not None else row[at]
+                pieces += [*cell, (" " * (self._widths[at] - _width(cell)) + _GAP, "")]
+            self._out.pieces(tuple(pieces))
+
+    def _lay_out(self, rows: Sequence[Sequence[Cell]]) -> None:
+        columns, last = self._columns, len(self._columns) - 1
+        self._kept = list(range(len(columns)))
+        self._widths = [max([column.width, *(_width(row[at]) for row in rows)]) for at, column in enumerate(columns)]
+        if self._width is None:
+            return
+        needed = _SMALLEST_COLUMN if self._growing else min(_SMALLEST_COLUMN, self._widths[last])
+        while (room := self._width - sum(self._widths[at] + len(_GAP) for at in self._kept if at != last)) < needed:
+            least = max(self._kept, key=lambda at: columns[at].rank)
+            if columns[least].rank == 0:
+                break
+            self._kept.remove(least)
+        self._widths[last] = max(0, room)
 
 
 def cell(text: object, look: str = "") -> Cell:
@@ -179,27 +220,6 @@ def cut(text: str, width: int) -> str:
 
 def _printable(cell: Cell) -> Cell:
     return tuple((printable(text), look) for text, look in cell)
-
-
-def _fitted(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int | None) -> Iterable[Cell]:
-    """The rows as lines whose columns stand below each other; in `width`, None = however wide that is."""
-    kept = list(range(len(columns)))
-    widths = [max([column.width, *(_width(row[at]) for row in rows)]) for at, column in enumerate(columns)]
-    while width is not None and (too_wide := sum(widths[at] + len(_GAP) for at in kept) - len(_GAP) - width) > 0:
-        cuttable = next((at for at in kept if columns[at].may_be_cut), None)
-        if cuttable is not None and widths[cuttable] - too_wide >= _SMALLEST_COLUMN:
-            widths[cuttable] -= too_wide
-            break
-        last = max(kept, key=lambda at: columns[at].rank)
-        if columns[last].rank == 0:
-            break
-        kept.remove(last)
-    for row in rows:
-        pieces: list[tuple[str, str]] = []
-        for at in kept:
-            shown = _cut(row[at], widths[at])
-            pieces += [*shown, (" " * (widths[at] - _width(shown)) + _GAP, "")]
-        yield tuple(pieces)
 
 
 def _width(cell: Cell) -> int:

@@ -14,8 +14,8 @@ import click
 from penstock.cli.client import path_of
 from penstock.cli.command import Session, name, names, operator
 from penstock.cli.failures import Failure, Json, Refused
-from penstock.cli.history import history
-from penstock.cli.output import Cell, Column, Format, cell, printable
+from penstock.cli.history import COLUMNS, history
+from penstock.cli.output import Cell, Column, Format, Table, cell, printable
 from penstock.cli.waiting import patiently
 from penstock.cli.wording import (
     BROKEN_PROGRAM,
@@ -42,7 +42,7 @@ _COLUMNS = (
     Column("PROGRAM", rank=2, width=12),
     Column("STORAGE", rank=4, width=8),
     Column("SINCE", rank=5, width=5),
-    Column("REMARK", rank=1, may_be_cut=True),
+    Column("REMARK", rank=1),
 )
 _WIDE_COLUMNS = (
     *_COLUMNS[:-1],
@@ -65,12 +65,14 @@ def get(session: Session, names: Sequence[str], *, watch: bool) -> None:
     wanted = list(dict.fromkeys(names))
     failures: list[Failure] = []
     rows = _rows(session, wanted, failures)
-    _print(session, rows, header=True, single=len(wanted) == 1)
-    if session.out.for_people and not rows and not failures:
-        session.out.note("There are no pipelines. `penstock apply -f FILE` makes some.")
+    out = session.out
+    table = out.table(_WIDE_COLUMNS if out.form is Format.WIDE else _COLUMNS, growing=watch)
+    _print(session, rows, table, single=len(wanted) == 1)
+    if not rows and not failures:
+        out.note("There are no pipelines. `penstock apply -f FILE` makes some.")
     session.end(failures)
     if watch:
-        _watch(session, wanted, rows)
+        _watch(session, wanted, rows, table)
 
 
 @click.command()
@@ -106,15 +108,13 @@ def _rows(session: Session, wanted: Sequence[str], failures: list[Failure]) -> l
     return rows
 
 
-def _print(session: Session, rows: Sequence[Json], *, header: bool, single: bool = False) -> None:
-    out = session.out
-    out.values(rows, single=single, names=[row["name"] for row in rows])
-    if out.for_people and rows:
-        wide = out.form is Format.WIDE
-        out.table(_WIDE_COLUMNS if wide else _COLUMNS, [_cells(session, row, wide=wide) for row in rows], header=header)
+def _print(session: Session, rows: Sequence[Json], table: Table, *, single: bool = False) -> None:
+    session.out.values(rows, single=single, names=[row["name"] for row in rows])
+    if session.out.for_people and rows:
+        table.print([_cells(session, row) for row in rows])
 
 
-def _cells(session: Session, row: Json, *, wide: bool) -> list[Cell]:
+def _cells(session: Session, row: Json) -> list[Cell]:
     wanted, program = row["deployment_desired_status"], row["program_status"]
     cells = [
         cell(row["name"], "bold"),
@@ -124,7 +124,7 @@ def _cells(session: Session, row: Json, *, wide: bool) -> list[Cell]:
         cell(row["storage_status"], "dim"),
         cell(age(session.client.seconds_since(row["deployment_status_since"])), "dim"),
     ]
-    if wide:
+    if session.out.form is Format.WIDE:
         cells += [
             cell(row["version"]),
             cell(",".join(row["tags"])),
@@ -134,13 +134,13 @@ def _cells(session: Session, row: Json, *, wide: bool) -> list[Cell]:
     return [*cells, cell(*remark(row))]
 
 
-def _watch(session: Session, wanted: Sequence[str], rows: Sequence[Json]) -> None:
+def _watch(session: Session, wanted: Sequence[str], rows: Sequence[Json], table: Table) -> None:
     shown = {row["name"]: row for row in rows}
     while True:
         time.sleep(WATCH_SECONDS)
         listed = patiently(session, lambda: session.client.get("/v0/pipelines", selector="status"))
         now = {row["name"]: row for row in listed if not wanted or row["name"] in wanted}
-        _print(session, [row for name, row in now.items() if row != shown.get(name)], header=False)
+        _print(session, [row for name, row in now.items() if row != shown.get(name)], table)
         for gone in shown.keys() - now.keys():
             session.out.say(f"{gone}  deleted", "dim")
         shown = now
@@ -166,8 +166,7 @@ class _Description:
         self._configuration()
         if events:
             self._title("Recent events")
-            columns, rows = history(list(reversed(events)))
-            self._out.table(columns, rows)
+            self._out.table(COLUMNS).print(history(list(reversed(events))))
         told = can_be_told(self._row)
         self._title("What it can be told now")
         widest = max((len(command) for command, _ in told), default=0)

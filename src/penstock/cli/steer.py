@@ -7,13 +7,14 @@ one of them keeps none of the others.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import click
 
 from penstock.cli import FAILED, NOT_REACHED, USAGE
 from penstock.cli.client import path_of
-from penstock.cli.command import Session, names, operator, waits
+from penstock.cli.command import Duration, Session, names, operator, waits
 from penstock.cli.failures import Failure, Json, Refused
 from penstock.cli.output import Format
 from penstock.cli.waiting import End, Goal, Outcome, look, patiently, wait_for
@@ -26,6 +27,9 @@ from penstock.cli.wording import (
     program_trouble,
     remark,
 )
+
+STEADY_SECONDS = 0.3
+"""An interpreter needs a tenth of a second to find the error in a program's first line; it runs until then."""
 
 _FORMATS = (Format.TABLE, Format.JSON, Format.JSONL, Format.NAME)
 
@@ -53,6 +57,14 @@ CLEARED = Goal(
     show_default=True,
     help="What to do if its program has changed since its storage was written.",
 )
+@click.option(
+    "--steady",
+    "steady_seconds",
+    type=Duration(zero=True),
+    default=STEADY_SECONDS,
+    show_default="300ms",
+    help="How long it must have run to count as running.",
+)
 @waits
 @operator(*_FORMATS)
 def start(
@@ -61,6 +73,7 @@ def start(
     *,
     initial: str,
     bootstrap_policy: str,
+    steady_seconds: float,
     wait: bool,
     timeout_seconds: float,
 ) -> None:
@@ -69,7 +82,7 @@ def start(
     Waits for their programs to be built, too. What went wrong is told at once: what the check of a program says, with
     line and column, or how its process ended, with its last lines.
     """
-    goal = running(initial.capitalize())
+    goal = running(initial.capitalize(), steady_seconds=steady_seconds)
     query = {"initial": initial, "bootstrap_policy": bootstrap_policy}
     _carry_out(session, names, _post(session, "/start", **query), goal, wait=wait, timeout_seconds=timeout_seconds)
 
@@ -176,11 +189,19 @@ def delete(session: Session, names: Sequence[str], *, yes: bool, force: bool, ti
     session.end(failures)
 
 
-def running(status: str) -> Goal:
-    """The goal that a pipeline runs, in the way that `status` says."""
+def running(status: str, *, steady_seconds: float = 0.0) -> Goal:
+    """The goal that a pipeline runs, in the way that `status` says, and has been seen to for so long."""
+    since: dict[str, float] = {}
+
+    def reached(row: Json) -> bool:
+        if row["deployment_status"] != status:
+            since.pop(row["id"], None)
+            return False
+        return time.monotonic() - since.setdefault(row["id"], time.monotonic()) >= steady_seconds
+
     return Goal(
         status,
-        lambda row: row["deployment_status"] == status,
+        reached,
         lambda row: is_stopped(row) or (row["deployment_status"] == "AwaitingApproval" and status != "Paused"),
     )
 

@@ -17,7 +17,7 @@ from penstock.cli import INTERRUPTED, NOT_FOUND, TIMED_OUT
 from penstock.cli.client import path_of
 from penstock.cli.command import Session
 from penstock.cli.failures import Failure, Json, Refused, Unreachable
-from penstock.cli.output import Cell, cell, printable
+from penstock.cli.output import Cell, cell, printable, width_of
 from penstock.cli.wording import axes, look_of, waits_for
 
 T = TypeVar("T")
@@ -217,6 +217,9 @@ class _Progress:
         begin = ((f"{spinner} ", "calm"), (name, "bold"), (f" {elapsed:.0f}s ", "dim"))
         if columns < _WIDE_COLUMNS:
             return (*begin, (row["deployment_status"], look_of(row)), (f" → {self._goal.what}", ""))
-        shown = [piece for axis, status in axes(row).items() for piece in ((f" {axis} ", "dim"), (status, ""))]
         waits = waits_for(row)
-        return (*begin, *shown, *([(f"  waits for {printable(waits)}", "dim")] if waits else []))
+        end = [(f"  waits for {printable(waits)}", "dim")] if waits else []
+        named = [piece for axis, status in axes(row).items() for piece in ((f" {axis} ", "dim"), (status, ""))]
+        if sum(width_of(text) for text, _ in (*begin, *named, *end)) <= columns:
+            return (*begin, *named, *end)
+        return (*begin, (" ", ""), (" · ".join(axes(row).values()), ""), *end)

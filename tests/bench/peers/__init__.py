@@ -1,0 +1,1 @@
+"""The programs that are measured beside each other, each behind the same small interface."""

@@ -10,9 +10,11 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -79,6 +81,21 @@ def host_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     return f"{boot}:{start_ticks(1) or 0}"
+
+
+def mounts_below(path: Path) -> list[str]:
+    """Where something is mounted at a path or below it, as this process sees it: directories and files, bound ones too."""
+    real = os.path.join(os.path.realpath(path.parent), path.name)
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [os.fsdecode(_ESCAPED.sub(_unescaped, line.split()[4])) for line in file]
+    return [point for point in points if point == real or point.startswith(f"{real}/")]
+
+
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return bytes([int(found[1], 8)])
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

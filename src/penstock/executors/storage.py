@@ -86,6 +86,7 @@ class Home:
 
     def set_aside(self, name: str) -> None:
         """Rename storage and the deployments out of the way, so that none of it is in use any more."""
+        _refuse_mounts(self.storage, self._deployments)
         if self.storage.is_symlink():
             raise OSError(f"{self.storage} is a symbolic link; what it points to must be cleared by hand")
         if not _exists(self._trash) and _exists(self._deployments):
@@ -145,7 +146,11 @@ def pipelines(root: Path) -> list[PipelineId]:
 
 
 def delete(path: Path) -> None:
-    """Delete a tree, also where its owner took the right to write away. Raises OSError if any of it remains."""
+    """Delete a tree, also where its owner took the right to write away. Raises OSError if any of it remains.
+
+    What is mounted in it is somebody else's: then nothing is deleted at all.
+    """
+    _refuse_mounts(path)
 
     def again(
         remove: Callable[[str], object], name: str, why: tuple[type[BaseException], BaseException, object]
@@ -166,6 +171,12 @@ def delete(path: Path) -> None:
         subprocess.run(["rm", "-rf", "--one-file-system", "--", str(path)], check=False, capture_output=True)
     if _exists(path):
         raise OSError(f"{path} is still there")
+
+
+def _refuse_mounts(*directories: Path) -> None:
+    mounts = [point for directory in directories for point in linux.mounts_below(directory)]
+    if mounts:
+        raise OSError(f"{', '.join(mounts)} is mounted from elsewhere, and kept; umount it first")
 
 
 def _exists(path: Path) -> bool:

@@ -30,7 +30,10 @@ def test_killed_at_any_moment_each_record_counts_once(run: Run) -> None:
     chance, reached = random.Random(0), 0
     often = ENDLESS.replace("checkpoint_seconds=None", "checkpoint_seconds=0.01")
     for _ in range(8 * int(os.environ.get("PENSTOCK_TEST_SCALE", "1"))):
-        program = run(often)
+        program = run(often, PENSTOCK_INITIAL="paused")
+        program.until_status("Paused")
+        assert program.records() == reached
+        program.ask("/start")
         await_records(program, more_than=reached)
         time.sleep(chance.uniform(0, 0.05))
         program.kill()
@@ -438,6 +441,47 @@ def test_whatever_it_is_told_meanwhile_no_checkpoint_holds_half_a_record(run: Ru
     assert len(states) > 10
     assert all(is_sum(state) for state in states)
     assert states[-1]["next"] == program.records()
+
+
+def test_the_loop_is_held_as_long_as_its_state_is_captured(run: Run) -> None:
+    text = """
+    import itertools, json, time
+    from penstock import runtime
+
+    def slowly(state):
+        total = state["sum"]
+        time.sleep(0.05)
+        return json.dumps({"next": state["next"], "sum": total}).encode()
+
+    def source():
+        for number in itertools.count():
+            time.sleep(0.002)  # at rest: it is captured here, and not held by a request to come to rest
+            yield number
+
+    with runtime.serve() as pipeline:
+        state = pipeline.restore({"next": 0, "sum": 0}, encode=slowly, decode=json.loads)
+        for number in pipeline.each(source()):
+            state["next"] += 1
+            state["sum"] += number
+    """
+    program = run(text)
+    program.until(lambda: program.records() > 10)
+    for _ in range(5):
+        program.take_checkpoint()
+        assert is_sum(program.state())
+
+
+@pytest.mark.parametrize("arguments", ["encode=repr", "decode=lambda data: 1 // 0"])
+def test_a_state_that_could_not_be_read_again_is_refused_at_once(run: Run, arguments: str) -> None:
+    text = f"""
+    from penstock import runtime
+
+    with runtime.serve() as pipeline:
+        pipeline.restore({{}}, {arguments})
+    """
+    program = run(text)
+    code, body = program.until(lambda: (answer := program.ask("/status"))[0] == 500 and answer)
+    assert (code, body["error_code"]) == (500, "InitializationError")
 
 
 def checkpoint_files(program: Program) -> list[Path]:

@@ -42,7 +42,7 @@ class Contract:
         self._incarnation = incarnation
         self._progress = progress
         self._is_complete = is_complete
-        self._routes: dict[str, tuple[str, Callable[[Request], Reply | None]]] = {
+        self._routes: dict[str, tuple[str, Callable[[Request], Reply | float]]] = {
             "/status": ("GET", self._status),
             "/start": ("GET, POST", lambda _: control.steer(RUNNING)),
             "/pause": ("GET, POST", lambda _: control.steer(PAUSED)),
@@ -58,8 +58,8 @@ class Contract:
             "/checkpoints/remote": ("GET", lambda _: Reply(200, [])),
         }
 
-    def answer(self, request: Request) -> Reply | None:
-        """The answer, or None if it has to wait for a change."""
+    def answer(self, request: Request) -> Reply | float:
+        """The answer, or for how many seconds at the most it has to wait for a change."""
         if "origin" in request.headers or request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return refusal(403, "ForeignOrigin", "Pages of other places may not ask a pipeline anything.")
         if request.path not in self._routes:

@@ -171,17 +171,17 @@ class Control:
             return RUNNING, RUNNING if is_new else PAUSED
         return self.desired, self.desired
 
-    def steer(self, target: str) -> Reply | None:
-        """Be Running or Paused; None = the answer has to wait for the author's loop, ask again (section 7.4)."""
+    def steer(self, target: str) -> Reply | float:
+        """Be Running or Paused; a number = the answer waits for the author's loop, for so many seconds at the most."""
         with self.changed:
             if (over := self._over(target)) is not None:
                 return over
             if self.desired == STANDBY:
                 return self._invalid(target)
             self._become(target)
-            is_new = time.monotonic() - self._paused_at < PAUSE_SECONDS
-            if target == PAUSED and self.phase == ACTIVE and self.working and is_new:
-                return None
+            left = self._paused_at + PAUSE_SECONDS - time.monotonic()
+            if target == PAUSED and self.phase == ACTIVE and self.working and left > 0:
+                return left
             return Reply(202, f"The pipeline was told to be {target}.")
 
     def activate(self, initial: str) -> Reply:

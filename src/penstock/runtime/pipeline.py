@@ -375,7 +375,7 @@ class Pipeline:
 
     # --- what the other threads call ----------------------------------------------------------------------------------
 
-    def _answer(self, request: Request) -> Reply | None:
+    def _answer(self, request: Request) -> Reply | float:
         return self._contract.answer(request)
 
     def _woken(self) -> None:

@@ -81,11 +81,11 @@ def refusal(status: int, code: str, message: str, **details: object) -> Reply:
 
 
 class _Connection:
-    __slots__ = ("deadline", "request", "sending", "taken", "wire")
+    __slots__ = ("again_at", "deadline", "request", "sending", "taken", "wire")
 
     def __init__(self, wire: socket.socket) -> None:
         self.wire = wire
-        self.deadline = time.monotonic() + DEADLINE_SECONDS
+        self.deadline = self.again_at = time.monotonic() + DEADLINE_SECONDS
         self.taken = bytearray()
         self.request: Request | None = None
         """Set while its answer is waited for."""
@@ -93,12 +93,12 @@ class _Connection:
 
 
 class Server:
-    """Answers with what `answer` returns for a request; None = ask again after the next `wake`.
+    """Answers with what `answer` returns for a request; a number = ask again at the next `wake`, or in so many seconds.
 
     `woken` is called in the server's thread after each wake, before any answer.
     """
 
-    def __init__(self, *, answer: Callable[[Request], Reply | None], woken: Callable[[], None]) -> None:
+    def __init__(self, *, answer: Callable[[Request], Reply | float], woken: Callable[[], None]) -> None:
         self._answer = answer
         self._woken = woken
         self._connections: dict[socket.socket, _Connection] = {}
@@ -144,7 +144,7 @@ class Server:
     def _run(self) -> None:
         while True:
             now = time.monotonic()
-            first = min((one.deadline for one in self._connections.values()), default=None)
+            first = min((min(one.deadline, one.again_at) for one in self._connections.values()), default=None)
             ready = self._selector.select(None if first is None else max(0.0, first - now))
             for key, _ in ready:
                 wire = key.fileobj
@@ -155,8 +155,11 @@ class Server:
                 elif isinstance(wire, socket.socket) and wire in self._connections:
                     self._go_on(self._connections[wire])
             now = time.monotonic()
-            for connection in [one for one in self._connections.values() if one.deadline <= now]:
-                self._drop(connection)
+            for connection in [one for one in self._connections.values() if min(one.deadline, one.again_at) <= now]:
+                if connection.deadline <= now:
+                    self._drop(connection)
+                else:
+                    self._respond(connection)
             if self._closing:
                 return
 
@@ -225,6 +228,7 @@ class Server:
                 self._respond(connection)
 
     def _respond(self, connection: _Connection) -> None:
+        connection.again_at = connection.deadline
         request = connection.request
         if request is None:
             return
@@ -233,8 +237,10 @@ class Server:
         except Exception as error:  # noqa: BLE001 - one bad answer must not silence all the others
             sys.excepthook(type(error), error, error.__traceback__)
             reply = refusal(500, "ControllerMissingAfterInitialization", "The pipeline's log tells what went wrong.")
-        if reply is not None:
+        if isinstance(reply, Reply):
             self._reply(connection, reply)
+        else:
+            connection.again_at = time.monotonic() + reply
 
     def _reply(self, connection: _Connection, reply: Reply) -> None:
         connection.request = None

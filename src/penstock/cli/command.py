@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 import click
 from click.shell_completion import CompletionItem
 
-from penstock.cli import INTERRUPTED, NOT_REACHED, READER_GONE
+from penstock.cli import FAILED, INTERRUPTED, NOT_REACHED, READER_GONE
 from penstock.cli.client import Client, find, key_for, path_of
 from penstock.cli.failures import Failure, Refused, common_exit_code
 from penstock.cli.output import Format, Output
@@ -115,12 +115,7 @@ def operator(*formats: Format, default: Format = Format.TABLE) -> Callable[[Call
         def run(*args: Any, url: str | None, form: str = default, **kwargs: Any) -> None:
             out = Output(Format(form))
             try:
-                address = find(url, os.environ)
-                with Client(address, key_for(address, os.environ)) as client:
-                    command(Session(client, out), *args, **kwargs)
-            except Failure as failure:
-                out.failed(failure)
-                sys.exit(failure.exit_code)
+                _work(out, url, lambda session: command(session, *args, **kwargs))
             except (KeyboardInterrupt, click.Abort):
                 if sys.stderr.isatty():
                     click.echo(err=True)  # the terminal has echoed ^C
@@ -128,6 +123,10 @@ def operator(*formats: Format, default: Format = Format.TABLE) -> Callable[[Call
             except BrokenPipeError:
                 _forget_stdout()
                 sys.exit(READER_GONE)
+            except OSError as error:  # of a connection it would be a Failure
+                _forget_stdout()
+                out.warn(f"the output cannot be written: {error.strerror or error}")
+                sys.exit(FAILED)
 
         wrapped = click.option(
             "--url", metavar="URL", help="Where the daemon is: http://HOST:PORT, HOST:PORT or unix:/path."
@@ -178,6 +177,16 @@ def names(*, required: bool = True) -> Callable[[Callable[..., None]], Callable[
 
 name = click.argument("name", metavar="NAME", shell_complete=complete_names)
 """``NAME``: a pipeline."""
+
+
+def _work(out: Output, url: str | None, command: Callable[[Session], None]) -> None:
+    try:
+        address = find(url, os.environ)
+        with Client(address, key_for(address, os.environ)) as client:
+            command(Session(client, out))
+    except Failure as failure:
+        out.failed(failure)
+        sys.exit(failure.exit_code)
 
 
 def _forget_stdout() -> None:

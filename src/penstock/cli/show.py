@@ -168,8 +168,10 @@ class _Description:
             self._title("Recent events")
             self._out.table(COLUMNS).print(history(list(reversed(events))))
         told = can_be_told(self._row)
+        if not told:
+            return
         self._title("What it can be told now")
-        widest = max((len(command) for command, _ in told), default=0)
+        widest = max(len(command) for command, _ in told)
         for command, text in told:
             self._out.line(f"  {command:{widest}}  # {text}")
 

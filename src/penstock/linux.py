@@ -84,7 +84,7 @@ def host_id() -> str:
 
 
 def mounts_below(path: Path) -> list[str]:
-    """Where something is mounted at a path or below it, as this process sees it: directories and files, bound ones too."""
+    """Where something is mounted at a path or below it, as this process sees it: directories, and files too."""
     real = os.path.join(os.path.realpath(path.parent), path.name)
     with open("/proc/self/mountinfo", "rb") as file:
         points = [os.fsdecode(_ESCAPED.sub(_unescaped, line.split()[4])) for line in file]

@@ -6,7 +6,10 @@ import os
 import resource
 import shlex
 import signal
-from contextlib import suppress
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -26,6 +29,7 @@ from penstock.testing.executor_contract import (
     stopping,
     until,
 )
+from tests.disks import bound, small_disk
 
 from .world import BORN, PYTHON, ProcessWorld, world_in
 
@@ -243,6 +247,94 @@ async def test_two_stops_at_once(world: ProcessWorld, executor: ProcessExecutor)
             tasks.start_soon(executor.perform, stopping(row), StopCompute())
     assert await executor.survey() == []
     assert not any(world.members(deployment(row)) for row in rows)
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.parametrize("forced", [False, True])
+async def test_a_program_that_deleted_its_own_directories_is_stopped(
+    world: ProcessWorld, executor: ProcessExecutor, adopted: bool, forced: bool
+) -> None:
+    row = world.shell(f"trap 'exit 0' TERM; rm -rf '{world.state_dir}/pipelines'; {BORN} while :; do sleep 0.01; done")
+    await executor.perform(row, Provision())
+    await until(lambda: world.begun(deployment(row)) == 1)
+    async with world.open() as successor:
+        stopper = successor if adopted else executor
+        if forced:
+            await stopper.perform(stopping(row), StopCompute())
+        else:
+            assert isinstance(await stopper.look(provisioned(row)), Ready)
+            await stopper.perform(provisioned(row), SteerRuntime(RuntimeDesired.SUSPENDED))
+        sighting = await seen(stopper, provisioned(row), Ended)
+        assert isinstance(sighting, Ended)
+        assert not sighting.completed
+        if not forced:
+            assert sighting.exit.code == 0
+        elif not adopted:  # else whoever was never looked at is killed without a record of who it was
+            assert sighting.exit.signal == signal.SIGKILL
+        await stopper.perform(stopping(row), StopCompute())
+        assert not world.members(deployment(row))
+
+
+@pytest.fixture(params=["full", "read-only"])
+def unwritable(request: pytest.FixtureRequest, world: ProcessWorld, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Makes the disk of the state directory one that takes nothing any more."""
+    with small_disk(tmp_path, "tmpfs", 1) as disk, ExitStack() as mounts:
+        world.state_dir.mkdir(exist_ok=True)
+        place = world.state_dir / "pipelines"
+        place.symlink_to(disk)
+        subprocess.run(["mount", "-o", "remount,size=1m,nr_inodes=400", str(disk)], check=True)
+
+        def spoil() -> None:
+            if request.param == "read-only":
+                frozen = tmp_path / "frozen"
+                mounts.enter_context(bound(disk, frozen))
+                subprocess.run(["mount", "-o", "remount,bind,ro", str(frozen)], check=True)
+                place.unlink()
+                place.symlink_to(frozen)
+            else:
+                for content in (b"x" * 4096, b""):  # neither for what is in a file, nor for its name
+                    with suppress(OSError):
+                        for number in count():
+                            (disk / f"{len(content)}-{number}").write_bytes(content)
+
+        yield spoil
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+@pytest.mark.parametrize("forced", [False, True])
+async def test_a_stop_needs_no_disk(
+    world: ProcessWorld, executor: ProcessExecutor, unwritable: Callable[[], None], adopted: bool, forced: bool
+) -> None:
+    row = world.shell(f"trap 'exit 5' TERM; {BORN} while :; do sleep 0.01; done")
+    await executor.perform(row, Provision())
+    await until(lambda: world.begun(deployment(row)) == 1)
+    unwritable()
+    async with world.open() as successor:
+        stopper = successor if adopted else executor
+        if not forced:
+            await stopper.perform(provisioned(row), SteerRuntime(RuntimeDesired.SUSPENDED))
+            await seen(stopper, provisioned(row), Ended)
+        await stopper.perform(stopping(row), StopCompute())
+        assert not world.members(deployment(row))
+        sighting = await stopper.look(stopping(row))
+        assert isinstance(sighting, Ended)
+        assert not sighting.leftovers
+        assert (sighting.exit.code, sighting.exit.signal) == ((None, signal.SIGKILL) if forced else (5, None))
+
+
+async def test_what_never_began_is_stopped_without_a_disk(
+    world: ProcessWorld, executor: ProcessExecutor, unwritable: Callable[[], None]
+) -> None:
+    row = world.provisioning()
+    unwritable()
+    with pytest.raises(ExecutorError):
+        await executor.perform(row, Provision())
+    await executor.perform(stopping(row), StopCompute())
+    sighting = await executor.look(stopping(row))
+    assert isinstance(sighting, Ended)
+    assert not sighting.leftovers
+    await executor.perform(row, Provision())
+    assert not world.members(deployment(row))
 
 
 async def test_storage_is_not_cleared_under_anybody(world: ProcessWorld, executor: ProcessExecutor) -> None:

@@ -23,6 +23,7 @@ from anyio import to_thread
 from penstock.executors.deployment import Deployment
 from penstock.executors.procfs import (
     Census,
+    Strangers,
     all_pids,
     children,
     described,
@@ -82,7 +83,8 @@ class Killer:
         self._is_child = is_child
         self._known = known
         self._kept = kept
-        self._census: Shared[Census] = Shared(reader, lambda: take_census(instance_id, known()))
+        strangers: Strangers = {}
+        self._census: Shared[Census] = Shared(reader, lambda: take_census(instance_id, known(), strangers))
 
     async def survey(self) -> list[Compute]:
         """The deployments of which anything is alive."""

@@ -380,7 +380,7 @@ class ProcessExecutor:
                     done = await _is_stopped_soon(program, STEER_SECONDS, stopped=False)
                 case RuntimeDesired.SUSPENDED:
                     # Recorded first: whoever sees the end must know that it was asked for.
-                    await self._write(found.records.write_told_to_end)
+                    await self._note_of(found.records.write_told_to_end, compute)
                     found.told_to_end = done = True
                     program.signal_group(signal.SIGTERM)
                     if is_stopped(program.pid):
@@ -401,7 +401,8 @@ class ProcessExecutor:
             if deployment is None:
                 records = self._home(compute.pipeline_id).records(compute.deployment_id)
                 if forbid:
-                    await self._write(records.forbid)
+                    # Else whoever is about to begin it is found by the lock: it was passed to them.
+                    await self._note_of(records.forbid, compute)
                 facts = await self._read(records.read)
                 restarted = facts.host is not None and facts.host != self._launcher.host
                 deployment = self._adopt(compute, records, facts, facts.claim or Claim(), restarted=restarted)
@@ -541,6 +542,13 @@ class ProcessExecutor:
     async def _read(self, function: Callable[[], T]) -> T:
         """Run what only reads, in a thread; cancelled, it is left behind."""
         return await to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _note_of(self, write: Callable[[], None], compute: Compute) -> None:
+        """Write what a stop leaves on disk for the next daemon; a disk that takes nothing must not prevent the stop."""
+        try:
+            await self._write(write)
+        except OSError as error:
+            log.warning("stop not recorded", pipeline=compute.pipeline_id, error=str(error))
 
     async def _write(self, function: Callable[[], T]) -> T:
         """Run what changes something, in a thread, to its end."""

@@ -39,6 +39,9 @@ _CENSUS_ROUNDS = 10
 """Who ended before it was read may have left a child that is not on the list: then those that came later are read too,
 so that not even one that forks and ends all the time is missed, but about once in a thousand times."""
 
+_STRANGE_AFTER_SECONDS = 10.0
+"""A child of a daemon is nobody's until it has become a recorder, which takes a millisecond, if nothing holds it up."""
+
 _GONE = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
 """What pidfd_open says when there is no process of that pid, or only a thread."""
 
@@ -229,20 +232,46 @@ class Census:
     others: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
 
 
-def take_census(instance_id: str, known: Container[int]) -> Census:
-    """Read whose every process is. `known` are the pids of processes that need no reading, and are left out."""
+Strangers = dict[int, tuple[int, int]]
+"""Processes that were seen to be none of ours, by pid: the inode of their directory in /proc, and their group."""
+
+
+def take_census(instance_id: str, known: Container[int], strangers: Strangers | None = None) -> Census:
+    """Read whose every process is. `known` are the pids of processes that need no reading, and are left out.
+
+    `strangers` remembers, from one census to the next, who needs no reading again: whoever has lived for a while without
+    our ids and without a mark descends from nothing of ours and never will. The kernel numbers the directory of each
+    process anew, so that a stranger's pid is not taken for the stranger.
+    """
     census = Census()
+    remembered = {} if strangers is None else strangers
     seen: set[int] = set()
     for _ in range(_CENSUS_ROUNDS):
-        pids = [pid for pid in reversed(all_pids()) if pid not in seen and pid not in known]
-        seen.update(pids)
-        read = [_enter(pid, census, instance_id) for pid in pids]
+        listed = _listed()
+        read = [True]
+        for pid in reversed(listed):
+            if pid in seen or pid in known:
+                continue
+            inode, group = remembered.get(pid, (0, 0))
+            if inode == listed[pid]:
+                census.others.setdefault(group, []).append(pid)
+            else:
+                read.append(_enter(pid, listed[pid], census, instance_id, remembered))
+        seen.update(listed)
         if all(read):
             break
+    for pid in remembered.keys() - seen:
+        del remembered[pid]
     return census
 
 
-def _enter(pid: int, census: Census, instance_id: str) -> bool:
+def _listed() -> dict[int, int]:
+    """The pids of all processes, the latest as a rule last, and the inodes of their directories."""
+    with os.scandir("/proc") as entries:
+        return {int(entry.name): entry.inode() for entry in entries if entry.name.isdigit()}
+
+
+def _enter(pid: int, inode: int, census: Census, instance_id: str, strangers: Strangers) -> bool:
     """Enter a process into a census; False when it had ended before it could be read."""
     limit = _limit_of(pid)  # first: it may be gone in a moment
     text = environment(pid)
@@ -254,11 +283,15 @@ def _enter(pid: int, census: Census, instance_id: str) -> bool:
     if fields is None or not _is_alive(fields):
         return False
     if int(fields[6]) & _KERNEL_THREAD:
+        strangers[pid] = inode, 0
         return True
-    census.others.setdefault(int(fields[2]), []).append(pid)
+    group = int(fields[2])
+    census.others.setdefault(group, []).append(pid)
     own = _as_mark(_limit_told_to_all(pid) if limit is None else limit)
     if own is not None:
         census.marked.setdefault(own, []).append(pid)
+    elif age_seconds(int(fields[19])) > _STRANGE_AFTER_SECONDS and int(fields[1]) != os.getpid():
+        strangers[pid] = inode, group
     return True
 
 

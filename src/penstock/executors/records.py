@@ -119,6 +119,7 @@ class Records:
 
     def write_told_to_end(self) -> None:
         """Record that the program is about to be told to end."""
+        make_private(self.root)
         (self.root / "told_to_end").touch(mode=0o600)
 
     def write_ending(self, ending: Ending) -> None:

@@ -54,7 +54,12 @@ class Home:
     @contextmanager
     def locked(self) -> Generator[int]:
         """Hold the storage lock; the descriptor may be passed on, and whoever has it holds the lock. Raises Held."""
-        low = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._locked(os.O_RDWR | os.O_CREAT) as fd:
+            yield fd
+
+    @contextmanager
+    def _locked(self, mode: int) -> Generator[int]:
+        low = os.open(self.lock_file, mode | os.O_CLOEXEC, 0o600)
         try:
             fd = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _LOWEST_LOCK_DESCRIPTOR)
         finally:
@@ -71,12 +76,12 @@ class Home:
             os.close(fd)
 
     def is_locked(self) -> bool:
-        """Tell whether anything holds the storage lock, by trying."""
-        if not self.lock_file.exists():
-            return False
+        """Tell whether anything holds the storage lock, by trying. Needs no room on the disk, nor a right to write."""
         try:
-            with self.locked():
+            with self._locked(os.O_RDONLY):
                 return False
+        except FileNotFoundError:
+            return False
         except Held:
             return True
 

@@ -303,7 +303,7 @@ async def test_a_spawn_under_way_is_neither_absent_nor_lost(
         (("/etc/passwd",), r"chmod \+x"),
         ((), "empty"),
         (("sh", "a\0b"), "null byte"),
-        (("/bin/true", "x" * (1 << 18)), "too long"),
+        (("/bin/true", "x" * (1 << 18)), "word 2 of its command has 262144 bytes"),
     ],
 )
 async def test_what_cannot_be_begun(
@@ -316,6 +316,62 @@ async def test_what_cannot_be_begun(
     assert refused.value.fault.code == "RunnerProvisionError"
     assert isinstance(await executor.look(row), Absent)
     assert await executor.survey() == []
+
+
+LONGEST = 32 * resource.getpagesize() - 1
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("name", ["HUGE", "huge.value", None])
+async def test_the_longest_string_that_a_process_may_have(
+    world: ProcessWorld, executor: ProcessExecutor, name: str | None, fits: bool
+) -> None:
+    size = LONGEST if fits else LONGEST + 1
+    if name is None:
+        row = world.running_argv("/bin/true", "x", "y" * size)
+        flaw = rf"word 3 of its command has {LONGEST + 1} bytes; the longest that Linux takes has {LONGEST}"
+    else:
+        row = world.running_argv("/bin/true")
+        env = {"SMALL": "x", name: "ä" + "y" * (size - len(name) - 3)}
+        row = replace(row, spec=replace(row.spec, runtime_config={"env": env}))
+        flaw = rf"its variable {name} has {LONGEST + 1} bytes; the longest that Linux takes has {LONGEST}"
+    if fits:
+        await executor.perform(row, Provision())
+        assert await ended_with(executor, row) == 0
+        return
+    with pytest.raises(ExecutorError, match=flaw) as refused:
+        await executor.perform(row, Provision())
+    assert not refused.value.retry
+    assert refused.value.fault.code == "RunnerProvisionError"
+    assert isinstance(await executor.look(row), Absent)
+
+
+@pytest.mark.parametrize("odd", ["", "."])
+async def test_more_than_a_process_may_begin_with(world: ProcessWorld, executor: ProcessExecutor, odd: str) -> None:
+    row = world.running_argv("/bin/true")
+    begun = 0
+    refusal = None
+    while refusal is None:
+        env = {f"V{odd}{number}": "x" * 100_000 for number in range(begun + 1)}
+        row = replace(world.running_argv("/bin/true"), spec=replace(row.spec, runtime_config={"env": env}))
+        try:
+            await executor.perform(row, Provision())
+        except ExecutorError as error:
+            refusal = error
+        else:
+            assert await ended_with(executor, row) == 0
+            begun += 1
+            assert begun < 200
+    assert begun > 5
+    assert not refusal.retry
+    assert "bytes of words and environment" in refusal.fault.message
+    assert f"its variable V{odd}{begun} with 1000" in refusal.fault.message
+
+
+async def ended_with(executor: ProcessExecutor, row: Pipeline) -> int | None:
+    sighting = await seen(executor, row, Ended)
+    assert isinstance(sighting, Ended)
+    return sighting.exit.code
 
 
 async def test_a_contract_that_nobody_speaks(world: ProcessWorld, executor: ProcessExecutor) -> None:

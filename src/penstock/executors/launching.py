@@ -20,7 +20,7 @@ import structlog
 from anyio import to_thread
 
 from penstock.executors.killing import described_holders
-from penstock.executors.preparation import Prepared, cannot, inherited, prepare
+from penstock.executors.preparation import Prepared, cannot, inherited, prepare, too_big
 from penstock.executors.procfs import mark
 from penstock.executors.recorder import CLAIM_NOT_WRITTEN, LOST, Launch, Recorder, spawn
 from penstock.executors.records import Claim, Records
@@ -121,7 +121,7 @@ class Launcher:
                     return None
                 claim = await self._claimed(records, spawned.recorder)
             except OSError as error:
-                raise cannot(f"The program could not be begun: {error}.", retry=error.errno != errno.E2BIG) from error
+                raise cannot(f"The program could not be begun: {error}.", retry=True) from error
         return None if claim is None else Begun(claim, spawned.contract, spawned.earlier)
 
     def _spawn(self, row: Pipeline, home: Home, records: Records) -> _Spawned | None:
@@ -149,6 +149,10 @@ class Launcher:
                 return None
             text = f"The storage is still in use by an earlier process, {described_holders(home)}. It is tried again."
             raise cannot(text, retry=True) from None
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise too_big(prepared) from error
+            raise
         except ValueError as error:
             text = f"The program cannot be begun: {error}. Correct its command or its environment."
             raise cannot(text, retry=False) from error

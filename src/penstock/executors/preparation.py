@@ -20,6 +20,10 @@ from penstock.ports import ExecutorError, RunPlan
 
 CONTRACTS = ("process", "http")
 
+LONGEST_STRING_BYTES = 32 * os.sysconf("SC_PAGE_SIZE") - 1
+"""Of one word, or of one variable as `NAME=value`: MAX_ARG_STRLEN, without the NUL."""
+_POINTER_BYTES = 8
+
 _INHERITED = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "USER", "LOGNAME", "SHELL", "TMPDIR"})
 _INHERITED_PREFIX = "LC_"
 
@@ -72,6 +76,24 @@ def prepare(
     env = {**environment, **dict(plan.env), **_of_the_user(row), **own}
     _check_executable(argv, env, records)
     return Prepared(argv=argv, env=env, config=_config(row, home), contract=plan.contract)
+
+
+def too_big(prepared: Prepared) -> ExecutorError:
+    """The error of a program whose words or environment Linux has refused as too long (execve(2), E2BIG)."""
+    words = {f"word {place} of its command": os.fsencode(word) for place, word in enumerate(prepared.argv, 1)}
+    variables = {f"its variable {name}": os.fsencode(f"{name}={value}") for name, value in prepared.env.items()}
+    sizes = sorted(((len(text), name) for name, text in {**words, **variables}.items()), reverse=True)
+    size, name = sizes[0]
+    if size > LONGEST_STRING_BYTES:
+        flaw = f"{name} has {size} bytes; the longest that Linux takes has {LONGEST_STRING_BYTES}"
+    else:
+        total = sum(size + 1 + _POINTER_BYTES for size, _ in sizes)
+        largest = ", ".join(f"{name} with {size}" for size, name in sizes[:3])
+        limit = "a quarter of the daemon's stack limit, 6 MiB at most; a name like `a.b` counts twice"
+        flaw = (
+            f"there are {total} bytes of words and environment, more than Linux takes ({limit}); largest is {largest}"
+        )
+    return cannot(f"The program cannot be begun: {flaw}. Pass it in a file instead.", retry=False)
 
 
 def cannot(message: str, *, retry: bool) -> ExecutorError:

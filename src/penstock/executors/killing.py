@@ -143,7 +143,7 @@ class Killer:
         if main is None:
             return
         family: dict[int, int] = {}
-        if main.alive:
+        if main.alive and children(main.pid):
             _signal_group(program, signal.SIGSTOP)  # who is stopped begets nobody
             family = await to_thread.run_sync(_gather, program.claim, limiter=self._threads)
         try:

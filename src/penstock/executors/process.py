@@ -285,14 +285,15 @@ class ProcessExecutor:
 
     async def _sight_end(self, row: Pipeline, deployment: Deployment) -> Ended:
         await deployment.program.ending()
+        stopping = row.resources_status is ResourcesStatus.STOPPING
         end = deployment.exit
         if end is None:
-            end, final = await self._read(lambda: self._how_it_ended(deployment))
+            end, final = await self._read(lambda: self._how_it_ended(deployment, with_tail=not stopping))
             if final:
                 deployment.exit = end
         leftovers = False
-        # A look at all processes takes milliseconds: an end is told first, what else lives is for the stop to know.
-        if not deployment.gone and row.resources_status is ResourcesStatus.STOPPING:
+        # A look at all processes takes its time: an end is told first, what else lives is for the stop to know.
+        if not deployment.gone and stopping:
             keeper = deployment.program.recorder
             writing = {keeper.pid} if keeper is not None and keeper.alive else set[int]()
             leftovers = bool(await self._killer.alive(deployment) - writing)
@@ -300,7 +301,7 @@ class ProcessExecutor:
         fault = _host_restarted() if deployment.restarted else None
         return Ended(end, leftovers=leftovers, completed=own_end and end.code == 0, fault=fault)
 
-    def _how_it_ended(self, deployment: Deployment) -> tuple[Exit, bool]:
+    def _how_it_ended(self, deployment: Deployment, *, with_tail: bool) -> tuple[Exit, bool]:
         """The exit, and whether it will never be better known. In a thread."""
         program, records = deployment.program, deployment.records
         ending = records.read_ending()
@@ -308,7 +309,7 @@ class ProcessExecutor:
             ending = Ending(wait_status=program.wait_status, at=program.ended_at)
             with suppress(OSError):  # the recorder's file says nearly the same
                 records.write_ending(ending)
-        tail = self._logs.tail(deployment.compute.pipeline_id, LOG_TAIL_LINES)
+        tail = self._logs.tail(deployment.compute.pipeline_id, LOG_TAIL_LINES) if with_tail else ()
         end = exit_of(ending, program.claim.pid)
         if end.ended_at is None:
             end = replace(end, ended_at=program.ended_at)

@@ -1,8 +1,8 @@
 """What the kernel tells of processes: whose they are, whether they are stopped, how they ended, what they use.
 
 Called by the process executor. A pid is only ever trusted together with its start time, or whose it is, checked after a
-descriptor of the process was opened. Functions block for microseconds, a census for about 25 us per process that is not
-known. Must never signal anything.
+descriptor of the process was opened. Functions block for microseconds, a census for about 25 us per process that was
+not read before. Must never signal anything.
 
 The mark. Every process of a deployment has a number as its soft limit of file locks (RLIMIT_LOCKS), one that only this
 deployment has. Linux has not heeded that limit since 2.4.25, so nothing sets it and nothing is hindered by it; but it
@@ -239,9 +239,9 @@ Strangers = dict[int, tuple[int, int]]
 def take_census(instance_id: str, known: Container[int], strangers: Strangers | None = None) -> Census:
     """Read whose every process is. `known` are the pids of processes that need no reading, and are left out.
 
-    `strangers` remembers, from one census to the next, who needs no reading again: whoever has lived for a while without
-    our ids and without a mark descends from nothing of ours and never will. The kernel numbers the directory of each
-    process anew, so that a stranger's pid is not taken for the stranger.
+    `strangers` remembers, from one census to the next, who needs no reading again: whoever has lived for a while
+    without our ids and without a mark descends from nothing of ours and never will. The kernel numbers the directory of
+    each process anew, so that nobody is taken for a stranger that had the same pid.
     """
     census = Census()
     remembered = {} if strangers is None else strangers

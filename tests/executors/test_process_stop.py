@@ -228,6 +228,41 @@ async def test_what_still_lives_is_named(
     assert isinstance(await executor.look(stopping(row)), Ended)
 
 
+async def test_who_became_another_user_is_named_with_that_user(
+    world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a program that was begun by sudo(8); that it may not be signalled is what is staged here."""
+    if os.geteuid() != 0:
+        if os.environ.get("PENSTOCK_TEST_REQUIRE_ALL"):
+            pytest.fail("only root may become another user")
+        pytest.skip("only root may become another user")
+    nobody = 65534
+    become = f"import os; os.setsid(); os.setresuid({nobody}, {nobody}, {nobody}); "
+    sleep = f'os.execle("/bin/sleep", "sleep", "{world.lasting}", {{}})'
+    row = world.shell(f"{shlex.join([*PYTHON, become + sleep])} & {BORN} wait")
+    await executor.perform(row, Provision())
+    await until(lambda: world.begun(deployment(row)) == 1 and len(world.escaped()) == 1)
+    [pid] = world.escaped()
+    to_kill = signal.pidfd_send_signal
+
+    def refuse(pidfd: int, *rest: int) -> None:
+        if f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{pidfd}").read_text():
+            raise PermissionError
+        to_kill(pidfd, *rest)
+
+    with monkeypatch.context() as denied:
+        denied.setattr(signal, "pidfd_send_signal", refuse)
+        denied.setattr(killing, "KILL_SECONDS", 0.3)
+        with pytest.raises(ExecutorError, match=rf"{pid} \(sleep, state S, of user {nobody}\)") as refused:
+            await executor.perform(stopping(row), StopCompute())
+    assert refused.value.retry
+    sighting = await executor.look(stopping(row))
+    assert isinstance(sighting, Ended)
+    assert sighting.leftovers
+    await executor.perform(stopping(row), StopCompute())
+    assert not world.escaped()
+
+
 async def test_a_stop_of_all_threads_that_meets_a_fork(world: ProcessWorld, executor: ProcessExecutor) -> None:
     row = world.shell("while :; do /bin/true; done")
     await executor.perform(row, Provision())

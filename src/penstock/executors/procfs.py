@@ -213,14 +213,16 @@ def holds(pid: int, path: str) -> bool:
 
 
 def described(pid: int) -> str:
-    """A process as a person would look for it: pid, name and state."""
+    """A process as a person would look for it: pid, name and state, and its user if that is another."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             name = file.read().strip()
+        user = os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return str(pid)
     fields = stat_fields(pid)
-    return f"{pid} ({name}, state {fields[0] if fields is not None else '?'})"
+    whose = f", of user {user}" if user != os.geteuid() else ""
+    return f"{pid} ({name}, state {fields[0] if fields is not None else '?'}{whose})"
 
 
 @dataclass(frozen=True, slots=True)

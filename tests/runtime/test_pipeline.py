@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock import runtime
+
 from .program import ENDLESS, Program
 
 Run = Callable[..., Program]
@@ -482,6 +484,19 @@ def test_a_state_that_could_not_be_read_again_is_refused_at_once(run: Run, argum
     program = run(text)
     code, body = program.until(lambda: (answer := program.ask("/status"))[0] == 500 and answer)
     assert (code, body["error_code"]) == (500, "InitializationError")
+
+
+def test_the_ten_lines_of_the_documentation_work(run: Run, tmp_path: Path) -> None:
+    documented = runtime.__doc__ or ""
+    code = documented[documented.index("    import") : documented.index("Give the pipeline")].rstrip()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    numbers = tmp_path / "numbers.txt"
+    for total in (10, 25):
+        numbers.write_text("".join(f"{number}\n" for number in range(total)))
+        program = run(code.replace("numbers.txt", str(numbers)))
+        program.until_status("Suspended")
+        assert program.state() == {"line": total, "sum": total * (total - 1) // 2}
+        program.kill()
 
 
 def checkpoint_files(program: Program) -> list[Path]:

@@ -14,12 +14,16 @@ from tests.e2e.daemon import Daemon, Json, alive
 
 HTTP = {"contract": "http"}
 EXAMPLE = (Path(__file__).parents[2] / "src" / "penstock" / "runtime" / "example.py").read_text("utf-8")
-IDLE = "from penstock.runtime.__main__ import main\nmain([])\n"
+IDLE = """
+[toolchains.idle]
+run = ["{python}", "-m", "penstock.runtime", "--initial", "{initial}"]
+contract = "http"
+"""
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    made = Daemon(tmp_path)
+    made = Daemon(tmp_path, config=IDLE)
     try:
         made.start()
         yield made
@@ -125,7 +129,7 @@ def newest_records(daemon: Daemon) -> int:
 
 
 def test_an_idle_pipeline_passes_for_a_real_one(daemon: Daemon) -> None:
-    daemon.create("p", IDLE, program_config=HTTP)
+    daemon.create("p", "CREATE TABLE t (x INT);", program_config={"toolchain": "idle"})
     daemon.start_pipeline("p")
     assert daemon.pipeline("p")["storage_status_details"] == {"checkpoints": []}
     daemon.post("p", "pause")

@@ -1,5 +1,6 @@
 """For authors of pipelines: all that a program must do to be steered and kept by the daemon, in about ten lines.
 
+    import itertools
     from penstock import runtime
 
     with runtime.serve() as pipeline:

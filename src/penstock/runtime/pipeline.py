@@ -37,7 +37,7 @@ TYPE_CHECKING = False  # as typing's, whose import would take a quarter of the t
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import FrameType, TracebackType
-    from typing import Any, Self, TypeVar
+    from typing import Any, NoReturn, Self, TypeVar
 
     State = TypeVar("State")
     Record = TypeVar("Record")
@@ -119,6 +119,7 @@ class Pipeline:
         self._restored = False
         self._steps = 0
         self._complete = False
+        self._begun = False
         self._signalled = 0
         self._interrupt: Callable[[], None] | None = None
         self._interrupting = False
@@ -247,7 +248,7 @@ class Pipeline:
         """
         return Rest(self._control, self._interrupt)
 
-    def stay(self) -> None:
+    def stay(self) -> NoReturn:
         """All there is to do is done: stay, until the pipeline is told to end. Never returns."""
         self._complete = True
         control = self._control
@@ -289,10 +290,13 @@ class Pipeline:
             else:
                 self._store.open()
             self._checkpointer.start()
-        except BaseException as error:
+            self._begun = True
+        except Exception as error:
             self._fail(error)
-            self._close()
             raise
+        finally:
+            if not self._begun:
+                self._close()
         return self
 
     def __exit__(
@@ -453,9 +457,9 @@ class Pipeline:
 
     def _interrupt_main(self) -> None:
         """Get the author's code out of what it waits in: its source, which cannot know of an end."""
-        self._interrupting = True
         main = threading.main_thread().ident
-        if main is not None:
+        if main is not None and signal.getsignal(signal.SIGTERM) == self._on_signal:  # and not its author's own
+            self._interrupting = True
             signal.pthread_kill(main, signal.SIGTERM)
 
 

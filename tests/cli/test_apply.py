@@ -146,6 +146,12 @@ class TestOnADaemon:
         assert "InvalidRuntimeConfig" in done.stderr
         assert "NameDoesNotMatchPattern" in done.stderr
 
+    def test_a_program_that_is_too_large(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "huge.py").write_text("#" * 12_000_000)
+        done = run("apply", "-f", str(tmp_path / "huge.py"))
+        assert done.exit_code == 1
+        assert "PayloadTooLarge" in done.stderr
+
     def test_an_edit_at_the_same_time_is_not_overwritten(
         self, run: Run, daemon: Daemon, declared: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -165,7 +171,7 @@ class TestOnADaemon:
         monkeypatch.setattr(apply, "differences", slow)
         done = run("apply", "-f", str(declared))
         assert done.exit_code == 75
-        assert "one: somebody else changes it at this moment; nothing was changed (ChangedMeanwhile)" in done.stderr
+        assert "one: somebody else changes it at this moment; nothing was changed\n" in done.stderr
         assert whole(daemon, "one")["description"] == "somebody else's"
 
     def test_what_the_daemon_writes_meanwhile_is_no_edit(

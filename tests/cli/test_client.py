@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class Server:
                     connection.settimeout(10)
                     for answer in answers:
                         request = b""
-                        while b"\r\n\r\n" not in request:
+                        while not _is_whole(request):
                             data = connection.recv(65536)
                             if not data:
                                 return
@@ -55,6 +56,12 @@ class Server:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(10)
+
+
+def _is_whole(request: bytes) -> bool:
+    head, end, body = request.partition(b"\r\n\r\n")
+    found = re.search(rb"Content-Length: (\d+)", head)
+    return bool(end) and len(body) >= (int(found[1]) if found else 0)
 
 
 @pytest.fixture

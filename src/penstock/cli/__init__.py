@@ -6,6 +6,7 @@ may go wrong into a few lines on stderr and an exit code, never into a traceback
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -124,12 +125,14 @@ def _demo(*, keep: bool) -> None:
     """Show a pipeline's whole life on a real daemon of its own, in a temporary directory; leaves nothing behind."""
     from rich.console import Console
 
-    from penstock.cli.demo import DemoFailed, run
+    from penstock.cli.demo import DemoFailed, Interrupted, run
 
     try:
         run(keep=keep, console=Console())
-    except DemoFailed as failed:
+    except (DemoFailed, OSError) as failed:
         click.echo(f"penstock: {failed}", err=True)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except Interrupted as interrupted:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # an interpreter that ends would be killed by one more
+        sys.exit(128 + interrupted.number)

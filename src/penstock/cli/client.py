@@ -10,7 +10,7 @@ import errno
 import json
 import socket
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -77,7 +77,9 @@ class Address:
         return "" if self.url.startswith(_UNIX) else urlsplit(self.url).path.rstrip("/")
 
     def _unusable(self, why: str) -> Failure:
-        return Failure(f"{self.url!r} ({self.origin}) is no address of a daemon: {why}", exit_code=USAGE)
+        return Failure(
+            f"{self.url!r} ({self.origin}) is no address of a daemon: {why}", exit_code=USAGE, code="UnusableAddress"
+        )
 
 
 def find(url: str | None, environ: Mapping[str, str]) -> Address:
@@ -234,7 +236,8 @@ class Client:
             except OSError as error:
                 raise self._nobody(error) from None
         try:
-            connection.request(method, self._address.base + target, body, {**self._headers, **headers})
+            with suppress(BrokenPipeError):  # the answer may be there already, as to a body that is too large
+                connection.request(method, self._address.base + target, body, {**self._headers, **headers})
             return connection.getresponse()
         except TimeoutError as error:
             raise self._broken(error) from None
@@ -330,4 +333,9 @@ def _config_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
 
 def _unreadable(file: Path, error: Exception) -> Failure:
     reason = getattr(error, "strerror", None) or str(error)
-    return Failure(f"{file}: cannot be read: {reason}", exit_code=REFUSED, hint="say where the daemon is by --url")
+    return Failure(
+        f"{file}: cannot be read: {reason}",
+        exit_code=REFUSED,
+        code="ConfigRefused",
+        hint="say where the daemon is by --url",
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -117,6 +118,7 @@ def operator(*formats: Format, default: Format = Format.TABLE) -> Callable[[Call
             try:
                 _work(out, url, lambda session: command(session, *args, **kwargs))
             except (KeyboardInterrupt, click.Abort):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more shall not change how this ends
                 if sys.stderr.isatty():
                     click.echo(err=True)  # the terminal has echoed ^C
                 sys.exit(INTERRUPTED)

@@ -15,6 +15,23 @@ from penstock.cli import FAILED, NOT_FOUND, OK, TRY_AGAIN, UNREACHABLE
 Json: TypeAlias = Any
 """What the daemon answered, decoded; its shape is the API's business."""
 
+_OURS = frozenset(
+    {
+        "ChangedMeanwhile",
+        "ConfigRefused",
+        "DaemonUnreachable",
+        "DeclarationUnusable",
+        "Interrupted",
+        "LogBrokeOff",
+        "NotConfirmed",
+        "StartedMeanwhile",
+        "StoppedMeanwhile",
+        "UnusableAddress",
+        "WaitTimedOut",
+    }
+)
+"""Codes that no daemon gives. Programs read them; to people they say no more than the sentence before."""
+
 _NOT_NOW = frozenset({"StoreUnavailable", "NotReady", "PreconditionFailed"})
 
 _STOP = "penstock stop {name}"
@@ -75,7 +92,7 @@ class Failure(click.ClickException):
     def lines(self) -> list[str]:
         """What people read."""
         about = f"{self.pipeline}: " if self.pipeline else ""
-        named = f" ({self.code})" if self.code else ""
+        named = f" ({self.code})" if self.code and self.code not in _OURS else ""
         hint = [f"  try: {self.hint}"] if self.hint else []
         return [f"penstock: {about}{self.message}{named}", *(f"  {line}" for line in self.evidence), *hint]
 
@@ -84,7 +101,7 @@ class Unreachable(Failure):
     """Nobody answers, or what answers is no daemon."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(message, exit_code=UNREACHABLE, hint=hint)
+        super().__init__(message, exit_code=UNREACHABLE, code="DaemonUnreachable", hint=hint)
 
 
 class Refused(Failure):

@@ -42,4 +42,5 @@ def draw(lines: Callable[[int], Sequence[Cell]]) -> Callable[[], None]:
         redirect_stderr=False,
     )
     live.start()
+    console.show_cursor(True)  # whoever is killed could not show it again
     return live.stop

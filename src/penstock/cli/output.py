@@ -213,6 +213,7 @@ def cut(text: str, width: int) -> str:
     """`text` in at most `width` columns; what is cut says so."""
     if width_of(text) <= width:
         return text
+    text = text[: 4 * width]  # no use in measuring what is far beyond
     while text and width_of(text) > width - 1:
         text = text[:-1]
     return text + "…" if width > 0 else ""

@@ -202,7 +202,7 @@ def running(status: str, *, steady_seconds: float = 0.0) -> Goal:
     return Goal(
         status,
         reached,
-        lambda row: is_stopped(row) or (row["deployment_status"] == "AwaitingApproval" and status != "Paused"),
+        lambda row: is_stopped(row) or row["deployment_status"] == "AwaitingApproval",
     )
 
 
@@ -340,7 +340,9 @@ def _found(session: Session, names: Iterable[str], failures: list[Failure]) -> l
 def _confirmed(session: Session, rows: Sequence[Json], *, force: bool) -> bool:
     """Ask; returns whether to stop and to clear first. Raises Failure if nothing is to be deleted."""
     if not sys.stdin.isatty():
-        raise Failure("nothing was deleted, since nobody can be asked", exit_code=USAGE, hint="--yes")
+        raise Failure(
+            "nothing was deleted, since nobody can be asked", exit_code=USAGE, code="NotConfirmed", hint="--yes"
+        )
     click.echo("This deletes, with history and logs:", err=True)
     for row in rows:
         steps = [] if is_stopped(row) else [f"is {row['deployment_status']}, and will be stopped by force"]

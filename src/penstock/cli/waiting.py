@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from penstock.cli import INTERRUPTED, NOT_FOUND, TIMED_OUT
-from penstock.cli.client import path_of
+from penstock.cli.client import PATIENCE_SECONDS, path_of
 from penstock.cli.command import Session
 from penstock.cli.failures import Failure, Json, Refused, Unreachable
 from penstock.cli.output import Cell, cell, printable, width_of
@@ -109,6 +109,8 @@ def wait_for(session: Session, names: Sequence[str], goal: Goal, *, timeout_seco
                     time.sleep(max(0.0, min(pause, began + timeout_seconds - time.monotonic())))
         except KeyboardInterrupt:
             raise _interrupted([name for name in names if name not in outcomes], goal) from None
+        finally:
+            session.client.answer_within(PATIENCE_SECONDS)
     return [outcomes[name] for name in names]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import pytest
 
 from tests.e2e.daemon import Daemon
 
-from .conftest import BROKEN, CRASHER, STUBBORN, TICKER, Run, Spawn
+from .conftest import BROKEN, CRASHER, STUBBORN, TICKER, Run, Spawn, environment
 
 
 def wait_until(holds: Callable[[], bool], within_seconds: float = 15) -> None:
@@ -340,3 +343,35 @@ def _requests(daemon: Daemon) -> int:
     lines = [line for line in text.splitlines() if line.startswith("penstock_api_request_seconds_count")]
     assert lines, text[:2000]
     return int(sum(float(line.rpartition(" ")[2]) for line in lines))
+
+
+@pytest.mark.parametrize(
+    "command", [("get",), ("logs", "light", "--tail", "1"), ("events", "light"), ("pause", "light")]
+)
+def test_begins_without_what_is_heavy(daemon: Daemon, command: tuple[str, ...]) -> None:
+    """Each of these would take longer to import than all that a command does."""
+    if daemon.ask("GET", "/v0/pipelines/light").status == 404:
+        daemon.create("light", TICKER)
+    daemon.start_pipeline("light", initial="paused")
+    env = {name: value for name, value in {**os.environ, **environment(daemon)}.items() if value}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "penstock", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "penstock.cli.client" in imported
+    assert not imported & {
+        "rich",
+        "aiohttp",
+        "anyio",
+        "asyncio",
+        "pydantic",
+        "msgspec",
+        "structlog",
+        "tomllib",
+        "sqlite3",
+    }

@@ -141,18 +141,21 @@ def operator(*formats: Format, default: Format = Format.TABLE) -> Callable[[Call
     return decorate
 
 
+timeout = click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=Duration(),
+    default=WAIT_SECONDS,
+    show_default="10m",
+    help="How long to wait: 30s, 10m, 1h30m.",
+)
+"""``--timeout``: seconds."""
+
+
 def waits(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command ``--no-wait`` and ``--timeout``."""
     no_wait = click.option(
         "--wait/--no-wait", "wait", default=True, help="Wait until it is so, or only ask for it. Waits by default."
-    )
-    timeout = click.option(
-        "--timeout",
-        "timeout_seconds",
-        type=Duration(),
-        default=WAIT_SECONDS,
-        show_default="10m",
-        help="How long to wait: 30s, 10m, 1h30m.",
     )
     return no_wait(timeout(command))
 

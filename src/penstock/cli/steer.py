@@ -14,7 +14,7 @@ import click
 
 from penstock.cli import FAILED, NOT_REACHED, USAGE
 from penstock.cli.client import path_of
-from penstock.cli.command import Duration, Session, names, operator, waits
+from penstock.cli.command import Duration, Session, names, operator, timeout, waits
 from penstock.cli.failures import Failure, Json, Refused
 from penstock.cli.output import Format
 from penstock.cli.waiting import End, Goal, Outcome, look, patiently, wait_for
@@ -167,7 +167,7 @@ def dismiss_error(session: Session, names: Sequence[str]) -> None:
 @names()
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Stop them by force and clear their storage first, where needed.")
-@click.option("--timeout", "timeout_seconds", default=60.0, hidden=True)
+@timeout
 @operator(*_FORMATS)
 def delete(session: Session, names: Sequence[str], *, yes: bool, force: bool, timeout_seconds: float) -> None:
     """Delete pipelines, with their history and logs.

@@ -22,7 +22,7 @@ from penstock.cli import FAILED, INTERRUPTED, NOT_REACHED, READER_GONE
 from penstock.cli.client import Client, find, key_for, path_of
 from penstock.cli.failures import Failure, Refused, common_exit_code
 from penstock.cli.output import Format, Output
-from penstock.cli.wording import broken_program, program_trouble
+from penstock.cli.wording import broken_program, program_trouble, way_out
 
 P = ParamSpec("P")
 
@@ -89,7 +89,7 @@ class Session:
                 details=refused.details,
                 pipeline=pipeline,
                 evidence=program_trouble(row),
-                hint="penstock apply -f FILE with a corrected program",
+                hint=way_out(row),
             )
         return failure
 

@@ -26,6 +26,7 @@ from penstock.cli.wording import (
     is_stopped,
     program_trouble,
     remark,
+    way_out,
 )
 
 STEADY_SECONDS = 0.3
@@ -262,8 +263,7 @@ def _told(session: Session, outcome: Outcome, goal: Goal) -> str | Failure:
     """What became of it, in words."""
     row = outcome.row
     if outcome.end is End.REACHED:
-        text, look = remark(row)
-        said = f"; {text}" if text and look == "bad" else ""
+        said = f"; {remark(row)[0]}" if row["deployment_error"] else ""
         return f"{outcome.name}: {goal.what} ({outcome.seconds:.2f} s){said}"
     if outcome.end is not End.LOST:
         return outcome.failure(goal)
@@ -296,8 +296,7 @@ def program_failure(session: Session, name: str, *, file: str = "") -> Failure:
     """The failure of a program that does not build; `file` is where it was read."""
     row = session.client.get(path_of(name))
     evidence = program_trouble(row, file=file)
-    hint = "penstock apply -f FILE with a corrected program"
-    return _failure(name, broken_program(row), row["program_status"], evidence=evidence, hint=hint)
+    return _failure(name, broken_program(row), row["program_status"], evidence=evidence, hint=way_out(row))
 
 
 def _ended_alone(session: Session, outcome: Outcome, goal: Goal) -> str | Failure:

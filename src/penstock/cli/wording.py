@@ -163,7 +163,9 @@ def can_be_told(row: Json) -> list[tuple[str, str]]:
         return [*said, (f"penstock stop {name}", "end it, with grace")]
     told: list[tuple[str, str]] = []
     if row["program_status"] in BROKEN_PROGRAM:
-        told.append(("penstock apply -f FILE", "correct its program"))
+        broken = row["program_status"] == "SystemError"
+        text = "change its program, when the cause is dealt with" if broken else "correct its program"
+        told.append(("penstock apply -f FILE", text))
     elif row["storage_status"] != "Clearing":
         told.append((f"penstock start {name}", "start it" + (" again" if fault else "")))
     if fault is not None:
@@ -218,6 +220,12 @@ def program_trouble(row: Json, *, file: str = "") -> list[str]:
     if error["system_error"]:
         lines += str(error["system_error"]).splitlines()
     return lines
+
+
+def way_out(row: Json) -> str:
+    """What helps a program that does not build. Only a change has one built again."""
+    changed = "with any change, when the cause is dealt with" if row["program_status"] == "SystemError" else "corrected"
+    return f"penstock apply -f FILE, {changed}"
 
 
 def broken_program(row: Json) -> str:

@@ -347,7 +347,7 @@ class Logs(Protocol):
         ...
 
     def tail(self, pipeline_id: PipelineId, lines: int) -> tuple[str, ...]:
-        """The last lines, decoded, each bounded in length; empty when there is none."""
+        """The last lines that programs of the latest run have printed, decoded, each bounded in length."""
         ...
 
     def forget(self, pipeline_id: PipelineId) -> None:

@@ -7,6 +7,7 @@ anything itself; that is `machine.step`'s.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import anyio
@@ -103,7 +104,7 @@ class Reconciler:
         if fault is None:
             return _turn(row, decision)
         if isinstance(decision.effect, SteerRuntime) and not fault.retry:
-            words = f"was told to be {decision.effect.target.lower()}, and refuses: {fault.fault.code}"
+            words = f"was told to be {_snake(decision.effect.target)}, and refuses: {fault.fault.code}"
             self._logs.note(recorded, "WARN", f"the process {words}: {fault.fault.message}")
         after = self._decide(recorded, EffectFailed(decision.effect, fault.fault, fault.retry))
         await self._record(recorded, after)
@@ -175,21 +176,24 @@ class Reconciler:
         if was is ResourcesStatus.STOPPED and status is not was:
             self._logs.note(after, "INFO", f"---- run {after.deployment_id} begins ----")
         if status is not was:
-            moved = f"{was.lower()} -> {status.lower()}"
-            self._logs.note(after, "INFO", f"resources transition {moved} (desired {desired.lower()})")
+            moved = f"{_snake(was)} -> {_snake(status)}"
+            self._logs.note(after, "INFO", f"resources transition {moved} (desired {_snake(desired)})")
         if before.runtime_status is not after.runtime_status and after.runtime_status is not None:
-            moved = f"{(before.runtime_status or '(none)').lower()} -> {after.runtime_status.lower()}"
-            self._logs.note(
-                after, "INFO", f"runtime transition {moved} (desired {(after.runtime_desired or '').lower()})"
-            )
+            moved = f"{_snake(before.runtime_status)} -> {_snake(after.runtime_status)}"
+            self._logs.note(after, "INFO", f"runtime transition {moved} (desired {_snake(after.runtime_desired)})")
         if before.storage_status is not after.storage_status:
-            moved = f"{before.storage_status.lower()} -> {after.storage_status.lower()}"
+            moved = f"{_snake(before.storage_status)} -> {_snake(after.storage_status)}"
             self._logs.note(after, "INFO", f"storage transition {moved}")
         error = after.deployment_error
         if error is not None and error != before.deployment_error:
             self._logs.note(after, "ERROR", f"{error.code}: {error.message}")
         if status is ResourcesStatus.STOPPED and status is not was:
             self._logs.note(after, "INFO", f"---- run {before.deployment_id} ended ----")
+
+
+def _snake(status: str | None) -> str:
+    """A status as logs spell it (contract.md sections 1.1 and 8)."""
+    return "(none)" if status is None else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", status).lower()
 
 
 def _turn(row: Pipeline, decision: Decision) -> Turn:

@@ -214,7 +214,20 @@ def steer(row: Pipeline, target: RuntimeDesired) -> Pipeline | Refusal:
             "The pipeline process cannot be reached at the moment; try again, or look at its logs.",
             {"pipeline_name": row.spec.name},
         )
+    if row.runtime_status is RuntimeStatus.STANDBY:
+        return Refusal(
+            "InvalidTransition",
+            f"The pipeline is on standby and becomes {target} only when it is activated: POST .../activate.",
+            {"current": RuntimeDesired.STANDBY.value, "desired": target.value},
+        )
     return row if row.runtime_intent is target else replace(row, runtime_intent=target)
+
+
+def activated(row: Pipeline, target: RuntimeDesired) -> Pipeline:
+    """Note what a process on standby was activated to be; nothing if it was told to stop meanwhile, which is more."""
+    if row.resources_status is not ResourcesStatus.PROVISIONED or row.stop_mode is not None:
+        return row
+    return replace(row, runtime_intent=target)
 
 
 def edit(row: Pipeline, spec: Spec, *, platform_version: str, bump: bool, now: datetime) -> Pipeline | Refusal:

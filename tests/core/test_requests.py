@@ -343,10 +343,23 @@ def test_steering_by_runtime_status(target: RuntimeDesired, status: RuntimeStatu
     if status is RuntimeStatus.UNAVAILABLE:
         assert isinstance(after, Refusal)
         assert (after.code, after.details) == ("PipelineUnavailable", {"pipeline_name": "p1"})
+    elif status is RuntimeStatus.STANDBY:  # contract 2.7: left only through an activation
+        assert isinstance(after, Refusal)
+        assert (after.code, after.details) == ("InvalidTransition", {"current": "Standby", "desired": target.value})
     else:
         assert isinstance(after, Pipeline)
         assert changes(row, after) == {"runtime_intent": target}
         assert requests.steer(after, target) is after
+
+
+def test_what_an_activation_writes() -> None:
+    running = replace(corner(StorageStatus.IN_USE, ResourcesStatus.PROVISIONED, WANTED), runtime_intent=None)
+    assert changes(running, requests.activated(running, RuntimeDesired.PAUSED)) == {
+        "runtime_intent": RuntimeDesired.PAUSED
+    }
+    told = replace(running, stop_mode=StopMode.GRACEFUL)
+    for row in (told, built()):
+        assert requests.activated(row, RuntimeDesired.RUNNING) is row
 
 
 @pytest.mark.parametrize("mode", StopMode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -10,15 +11,19 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import to_thread
 
 from penstock.executors import ProcessExecutor, recorder
+from penstock.executors.port import BREATH_SECONDS, PortBell
 from penstock.executors.procfs import is_alive, is_stopped, mark
 from penstock.executors.recorder import Launch
+from penstock.linux import Inotify
 from penstock.model import (
     Absent,
     DeploymentId,
@@ -503,6 +508,57 @@ async def test_a_port_file_makes_it_ready_and_wakes_the_turn(world: ProcessWorld
     world.records(row).port_file.unlink()
     async with world.open() as successor:
         assert await successor.look(row) == ready
+
+
+async def test_a_port_file_that_is_written_again_wakes_the_turn(world: ProcessWorld, executor: ProcessExecutor) -> None:
+    row = world.python(SERVE + "write(b'4711\\n')\ntime.sleep(1000)", contract="http")
+    await executor.perform(row, Provision())
+    ready = await seen(executor, row, Ready)
+    row = replace(provisioned(row), deployment_location="127.0.0.1:4711")
+    port_file = world.records(row).port_file
+
+    def rename() -> None:
+        aside = port_file.with_suffix(".new")
+        aside.write_text("4711\n")
+        aside.rename(port_file)
+
+    async with world.open() as successor:  # which has adopted it
+        for one in (executor, successor):
+            assert await one.look(row) == ready
+            events = one.events()
+            waiting = asyncio.ensure_future(anext(events))
+            await anyio.lowlevel.checkpoint()
+            for write in (rename, rename, lambda: port_file.write_text("4711\n")):
+                write()
+                with anyio.fail_after(5):
+                    assert await waiting == row.id
+                waiting = asyncio.ensure_future(anext(events))
+                assert await one.look(row) == ready  # listens again
+            (port_file.parent / "other").write_text("of no interest")
+            await asyncio.wait([waiting], timeout=0.2)
+            assert not waiting.done()
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):
+                await waiting
+            await events.aclose()
+
+
+async def test_a_port_file_that_is_written_all_the_time_keeps_nobody_busy(tmp_path: Path) -> None:
+    port_file = tmp_path / "port"
+    rung: list[float] = []
+    with Inotify() as inotify:
+        bell = PortBell(inotify, port_file, lambda: rung.append(anyio.current_time()))
+        bell.await_file()
+        give_up_at = anyio.current_time() + 0.5
+        while anyio.current_time() < give_up_at:
+            port_file.write_text("4711")
+            bell.await_change()
+            await anyio.sleep(0.001)
+        port_file.write_text("4712")
+        await until(lambda: rung[-1] >= give_up_at)  # the last is heard as well
+        bell.close()
+    assert len(rung) >= 3
+    assert all(later - earlier > BREATH_SECONDS * 0.8 for earlier, later in pairwise(rung))
 
 
 async def test_a_process_that_is_silent_may_have_moved_to_another_port(

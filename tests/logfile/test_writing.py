@@ -92,8 +92,23 @@ def test_tail(make: Callable[[], LogFiles]) -> None:
     append(path, b"one\ntwo\xff\0\nlast words")
     assert logs.tail(ID, 2) == ("two�", "last words")
     assert logs.tail(ID, 3) == ("one", "two�", "last words")
-    assert len(logs.tail(ID, 100)) == 4
+    assert len(logs.tail(ID, 100)) == 3
     assert logs.tail(ID, 0) == ()
+
+
+def test_a_tail_is_what_the_program_of_the_latest_run_has_printed(make: Callable[[], LogFiles]) -> None:
+    logs = make()
+    logs.note(ROW, "INFO", "---- run d-1 begins ----")
+    path = logs.path(ID)
+    append(path, b"of the first run\n")
+    logs.note(ROW, "INFO", "---- run d-1 ended ----")
+    logs.note(ROW, "INFO", "---- run d-2 begins ----")
+    assert logs.tail(ID, 5) == ()
+    append(path, b"one\n---- run d-3 begins ----\n")
+    logs.note(ROW, "INFO", "runtime transition initializing -> running")
+    append(path, b"two\n")
+    assert logs.tail(ID, 5) == ("one", "---- run d-3 begins ----", "two")
+    assert logs.tail(ID, 1) == ("two",)
 
 
 def test_tail_is_bounded(make: Callable[[], LogFiles]) -> None:

@@ -14,7 +14,7 @@ from penstock.api.errors import ApiError
 from penstock.api.interaction import check_reachable, tell
 from penstock.api.responses import json_response
 from penstock.api.writing import change
-from penstock.model import Bootstrap, BootstrapPolicy, Initial, Pipeline, Refusal, RuntimeDesired
+from penstock.model import Bootstrap, BootstrapPolicy, Initial, Pipeline, RuntimeDesired
 
 
 def routes() -> list[web.RouteDef]:
@@ -82,12 +82,7 @@ async def activate(request: web.Request) -> web.Response:
     answer = await tell(request, row, location, f"/activate?initial={initial.value}")
     if answer.status >= 300:
         return answer
-
-    def wanted(row: Pipeline) -> Pipeline:
-        after = requests.steer(row, initial.desired)
-        return row if isinstance(after, Refusal) else after  # told to stop meanwhile, which is more
-
-    await change(request, wanted, cause="activation requested")
+    await change(request, lambda row: requests.activated(row, initial.desired), cause="activation requested")
     return json_response(f"Pipeline was told to be {initial.desired.value}.", status=202)
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 from dataclasses import dataclass
 
+from penstock.executors.port import PortBell
 from penstock.executors.records import Ending, Records
 from penstock.executors.watch import Program
 from penstock.model import Exit
@@ -23,6 +24,7 @@ class Deployment:
     records: Records
     program: Program
     contract: str
+    port_bell: PortBell
     told_to_end: bool
     restarted: bool = False
     """It ended with its host."""
@@ -30,7 +32,6 @@ class Deployment:
     exit: Exit | None = None
     gone: bool = False
     """After its end nothing else of the deployment was alive; nothing of it can appear any more."""
-    port_watch: int | None = None
 
 
 def exit_of(ending: Ending, pid: int | None) -> Exit:

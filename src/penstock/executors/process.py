@@ -32,6 +32,7 @@ from penstock import linux
 from penstock.executors.deployment import Deployment, exit_of
 from penstock.executors.killing import Killer, cannot_stop, described_holders
 from penstock.executors.launching import Launcher
+from penstock.executors.port import PortBell
 from penstock.executors.preparation import cannot
 from penstock.executors.procfs import (
     age_seconds,
@@ -216,6 +217,7 @@ class ProcessExecutor:
             records=records,
             program=program,
             contract=contract,
+            port_bell=PortBell(self._inotify, records.port_file, lambda: self._tell(compute.pipeline_id)),
             told_to_end=facts.told_to_end,
             restarted=restarted,
         )
@@ -244,7 +246,7 @@ class ProcessExecutor:
         if deployment.location is None and row.resources_status is ResourcesStatus.PROVISIONED:
             deployment.location = row.deployment_location
         if deployment.location is None or row.runtime_status is RuntimeStatus.UNAVAILABLE:
-            self._watch_port(deployment)
+            deployment.port_bell.await_file()
             port = await self._read(deployment.records.read_port)
             match port:
                 case None | str() if deployment.location is not None:
@@ -259,29 +261,8 @@ class ProcessExecutor:
                 case int():
                     host = f"[{self._bind_address}]" if ":" in self._bind_address else self._bind_address
                     deployment.location = f"{host}:{port}"
-        self._unwatch_port(deployment)
+        deployment.port_bell.await_change()
         return Ready(deployment.location, details)
-
-    def _watch_port(self, deployment: Deployment) -> None:
-        if deployment.port_watch is not None:
-            return
-        port_file = deployment.records.port_file
-
-        def changed(mask: int, name: str) -> None:
-            if mask & linux.IN_IGNORED:
-                deployment.port_watch = None
-            elif mask == 0 or name == port_file.name:
-                self._tell(deployment.compute.pipeline_id)
-
-        with suppress(OSError):  # no directory, no more watches: the turn looks again every second
-            mask = linux.IN_CLOSE_WRITE | linux.IN_MOVED_TO
-            deployment.port_watch = self._inotify.watch(str(port_file.parent), mask, changed)
-
-    def _unwatch_port(self, deployment: Deployment) -> None:
-        if deployment.port_watch is not None:
-            with suppress(OSError):
-                self._inotify.unwatch(deployment.port_watch)
-            deployment.port_watch = None
 
     async def _sight_end(self, row: Pipeline, deployment: Deployment) -> Ended:
         await deployment.program.ending()
@@ -534,7 +515,7 @@ class ProcessExecutor:
         self._of.pop(pipeline_id, None)
 
     def _close(self, deployment: Deployment) -> None:
-        self._unwatch_port(deployment)
+        deployment.port_bell.close()
         keeper = deployment.program.recorder
         deployment.program.close()
         if keeper is not None and self._launcher.child(keeper.pid) is not keeper:

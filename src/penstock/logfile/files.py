@@ -13,6 +13,7 @@ import asyncio
 import errno
 import math
 import os
+import re
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -51,6 +52,8 @@ TAIL_BYTES, TAIL_LINE_CHARACTERS = 1 << 16, 1000
 """Bounds of `tail`: its lines become part of rows and events."""
 
 _NAMELESS = "N/A"
+_NOTED = "[manager] "
+_RUN_BEGINS = re.compile(r" penstock: ---- run \S+ begins ---- ")
 
 
 class LogFiles:
@@ -152,7 +155,10 @@ class LogFiles:
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def tail(self, pipeline_id: PipelineId, lines: int) -> tuple[str, ...]:
-        """The last `lines` lines, decoded, each of at most TAIL_LINE_CHARACTERS; empty when there is no log."""
+        """The last `lines` lines that the programs of the latest run have printed; empty when there are none.
+
+        They are decoded, and at most TAIL_LINE_CHARACTERS long each. What the daemon itself has noted is left out.
+        """
         try:
             fd = os.open(self._path(pipeline_id), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -166,6 +172,9 @@ class LogFiles:
             kept.pop()
         if begin > 0 and len(kept) > 1:
             del kept[0]  # its beginning is not here
+        noted = [index for index, line in enumerate(kept) if line.startswith(_NOTED)]
+        began = max((index for index in noted if _RUN_BEGINS.search(kept[index])), default=-1)
+        kept = [line for line in kept[began + 1 :] if not line.startswith(_NOTED)]
         return tuple(_shortened(line) for line in kept[-lines:]) if lines > 0 else ()
 
     async def position(

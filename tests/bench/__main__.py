@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import xmlrpc.client
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,11 +56,11 @@ def _nothing(peer: Peer) -> None:
 
 
 def _try(kind: type[Peer], part: Callable[[], None]) -> None:
-    """One program that hangs leaves its rows empty; the others go on."""
+    """One program that hangs or refuses leaves its rows empty; the others go on."""
     try:
         part()
-    except (Hangs, OSError) as error:
-        print(f"{kind.name}: {error}", file=sys.stderr, flush=True)
+    except (Hangs, OSError, AssertionError, xmlrpc.client.Error) as error:
+        print(f"{kind.name}: {error!r}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -95,7 +96,7 @@ def main() -> int:
             print(f"The peers cannot be installed, so penstock is measured alone: {error}", file=sys.stderr)
 
     def tell(row: Row, who: str, value: Value) -> None:
-        print(f"{who}: {report.titled(row.what, extent)}: {report.shown(row, value)} {row.unit}".rstrip(), flush=True)
+        print(f"{who:12} {row.key:20} {report.shown(row, value)} {row.unit}".rstrip(), flush=True)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)

@@ -228,6 +228,22 @@ async def test_what_still_lives_is_named(
     assert isinstance(await executor.look(stopping(row)), Ended)
 
 
+async def test_of_many_that_still_live_some_are_named(
+    world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = world.shell(f"for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep {world.lasting} & done; {BORN} wait")
+    await executor.perform(row, Provision())
+    await until(lambda: world.begun(deployment(row)) == 1 and len(world.escaped()) == 12)
+    with monkeypatch.context() as harmless:
+        harmless.setattr(signal, "pidfd_send_signal", lambda *_: None)
+        harmless.setattr(killing, "KILL_SECONDS", 0.2)
+        with pytest.raises(ExecutorError, match=r"state S\) and 4 more\.") as refused:
+            await executor.perform(stopping(row), StopCompute())
+    assert refused.value.fault.message.count("state S") == 10
+    await executor.perform(stopping(row), StopCompute())
+    assert not world.escaped()
+
+
 async def test_who_became_another_user_is_named_with_that_user(
     world: ProcessWorld, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

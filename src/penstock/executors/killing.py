@@ -30,6 +30,7 @@ from penstock.executors.procfs import (
     environment,
     holders,
     holds,
+    is_alive,
     is_of,
     mark,
     mark_of,
@@ -54,6 +55,9 @@ PAUSE_SECONDS = 0.001
 
 MOST_AT_ONCE = 256
 """How many are killed between two looks at who is alive: each takes a descriptor for as long as it takes to die."""
+
+MOST_NAMED = 10
+"""How many of those that cannot be killed are named."""
 
 GATHER_SECONDS, CHASE_SECONDS = 0.25, 0.02
 """How long parents are asked for their children, and how long who forks and ends is chased between two censuses."""
@@ -120,13 +124,18 @@ class Killer:
         if keeper is not None:
             await all_ended([keeper], RECORDER_SECONDS)  # its time to write the exit code down; then it is killed too
         own_mark = self._mark(deployment.compute)
+        doubtful = False
         while True:
             pids = list(await self.alive(deployment))
             locked = not pids and await self._in_thread(home.is_locked)
             if locked:
                 pids = await self._in_thread(lambda: holders(str(home.lock_file)))
             if not pids and not locked:
-                break
+                if not doubtful:
+                    break
+                doubtful = False
+                continue
+            doubtful = True  # who had children that got away may have had more: then none must be seen twice
             left = give_up_at - anyio.current_time()
             if left <= 0:
                 raise _still_alive(pids)
@@ -289,7 +298,10 @@ def _close(pidfds: dict[int, int]) -> None:
 
 
 def _still_alive(pids: list[int]) -> ExecutorError:
-    who = ", ".join(described(pid) for pid in pids) or "somebody unseen who holds its storage lock"
+    alive = [pid for pid in pids if is_alive(pid)] or pids
+    who = ", ".join(described(pid) for pid in alive[:MOST_NAMED]) or "somebody unseen who holds its storage lock"
+    if len(alive) > MOST_NAMED:
+        who += f" and {len(alive) - MOST_NAMED} more"
     text = f"Of the deployment there still is, {KILL_SECONDS:g} s after SIGKILL: {who}."
     why = (
         "A process in state D waits for a device; one that became another user's may be killed by that user or by root."

@@ -59,7 +59,7 @@ MOST_AT_ONCE = 256
 MOST_NAMED = 10
 """How many of those that cannot be killed are named."""
 
-GATHER_SECONDS, CHASE_SECONDS = 0.25, 0.02
+GATHER_SECONDS, CHASE_SECONDS = 0.25, 0.25
 """How long parents are asked for their children, and how long who forks and ends is chased between two censuses."""
 
 T = TypeVar("T")

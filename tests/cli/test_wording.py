@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from itertools import product
 
+import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from penstock import requests
+from penstock import cli, requests
 from penstock.api.representation import Selector, represent
 from penstock.api.responses import to_json
 from penstock.cli.output import printable
@@ -133,3 +135,17 @@ def test_age(seconds: float, text: str) -> None:
 
 def test_nothing_moves_the_cursor() -> None:
     assert printable("a\x1b[2Jb\tc\nd\x9be") == "a�[2Jb c d�e"
+
+
+def test_every_command_has_help_and_every_exit_code_its_row() -> None:
+    root = CliRunner().invoke(cli.penstock, ["--help"], prog_name="penstock").stdout
+    for name in cli.penstock.list_commands(click.Context(cli.penstock)):
+        done = CliRunner().invoke(cli.penstock, [name, "--help"], prog_name="penstock")
+        assert done.exit_code == 0
+        assert done.stdout.startswith(f"Usage: penstock {name} ")
+        assert f"\n  {name} " in root
+    codes = [value for name, value in vars(cli).items() if name.isupper() and isinstance(value, int)]
+    table = root.partition("Exit codes:")[2]
+    assert len(codes) == 11
+    for code in codes:
+        assert f"  {code} " in table or f"  {code}," in table

@@ -55,6 +55,7 @@ class Circus(Peer):
                 f"cmd = {shlex.join(self.sleep)}",
                 f"autostart = {self.autostart}",
                 "respawn = False",
+                "stop_signal = SIGKILL",
                 "copy_env = True",
             ]
         self._config.write_text("\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tests.bench.measuring import command_lines
+from tests.bench.measuring import command_lines, until
 
 State = Literal["running", "stopped", "changing"]
 """`stopped` is also what has ended by itself; `changing` is whatever is neither."""
@@ -95,11 +95,20 @@ class Peer(ABC):
         """Kill the supervisor, the services, and whatever else was started for them. Not to be interrupted."""
         with undisturbed():
             self.end(signal.SIGKILL)
-            marks = (str(self.home).encode(), self.sleep[1].encode())
-            for pid, line in command_lines().items():
-                if pid != os.getpid() and any(mark in argument for argument in line for mark in marks):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            until(lambda: not self._kill_remains(), f"the end of {self.name}'s processes")
+
+    def _kill_remains(self) -> bool:
+        """Kill what is of this peer; tells whether there was anything, since it may have begun more meanwhile."""
+        marks = (str(self.home).encode(), self.sleep[1].encode())
+        found = [
+            pid
+            for pid, line in command_lines().items()
+            if pid != os.getpid() and any(mark in argument for argument in line for mark in marks)
+        ]
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(found)
 
 
 class Process:

@@ -1,6 +1,7 @@
 """supervisord behind the bench's interface: XML-RPC over its unix socket, on one keep-alive connection.
 
-`startsecs=0`, since its default has every start take a second; `minfds` as high as it needs for its pipes.
+`startsecs=0`, since its default has every start take a second; `minfds` as high as it needs for its pipes. A stop
+kills, as everywhere here: what it calls running may not have been exec'd yet, and would lose a SIGTERM for 10 s.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Supervisord(Peer):
                 f"autostart = {str(self.autostart).lower()}",
                 "autorestart = false",
                 "startsecs = 0",
+                "stopsignal = KILL",
                 "stdout_logfile = NONE",
                 "stderr_logfile = NONE",
             ]

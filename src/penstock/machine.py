@@ -284,7 +284,9 @@ def _observe_report(row: Pipeline, seen: Ready, report: Report, now: datetime, p
         return _stop(row, faults.unavailable_timeout(policy.unavailable_timeout_seconds, report), now, "unavailable")
     rows = _observed(row, report, now, policy, seen)
     effect = _steering(row, report)
-    revisit = 0 if effect is not None else _revisit(seen, policy)
+    revisit = _revisit(seen, policy)
+    if effect is not None:  # at once, but one that says something new each time is asked no faster for it
+        revisit = policy.probe_changing_seconds if rows else 0
     if row.stop_deadline is not None and revisit != 0:
         left = max(0.0, (row.stop_deadline - now).total_seconds())
         revisit = left if revisit is None else min(left, revisit)

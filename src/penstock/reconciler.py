@@ -7,13 +7,14 @@ anything itself; that is `machine.step`'s.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
 import anyio
 
 from penstock import machine
-from penstock.answers import NoAnswer, interpret
+from penstock.answers import Answer, NoAnswer, interpret
 from penstock.machine import Decision, Policy
 from penstock.model import (
     Author,
@@ -134,7 +135,9 @@ class Reconciler:
         return Unseen(f"looking took longer than {LOOK_TIMEOUT_SECONDS:g} s")
 
     async def _ask(self, row: Pipeline, seen: Ready, location: str) -> Sighting:
-        answer = await self._probe.status(location)
+        answer: Answer | NoAnswer = NoAnswer("the grace of its stop was over before it had answered")
+        with anyio.move_on_after(self._patience_seconds(row)):
+            answer = await self._probe.status(location)
         if isinstance(answer, NoAnswer):
             # It may have died while it was asked; then its end is the truth, not its silence.
             again = await self._executor.look(row)
@@ -159,15 +162,20 @@ class Reconciler:
         return recorded
 
     async def _act(self, row: Pipeline, effect: Effect) -> ExecutorError | None:
+        seconds = min(ACT_TIMEOUT_SECONDS, self._patience_seconds(row))
         try:
-            with anyio.fail_after(ACT_TIMEOUT_SECONDS):
+            with anyio.fail_after(seconds):
                 await self._executor.perform(row, effect)
         except ExecutorError as error:
             return error
         except TimeoutError:
-            text = f"{type(effect).__name__} took longer than {ACT_TIMEOUT_SECONDS:g} s; it will be tried again."
+            text = f"{type(effect).__name__} took longer than {seconds:.3g} s; it will be tried again."
             return ExecutorError(Fault("RunnerProvisionError", text, {"error": text}), retry=True)
         return None
+
+    def _patience_seconds(self, row: Pipeline) -> float:
+        """How long the process may hold up a turn: a stop is forced when its grace is over, whatever was asked."""
+        return math.inf if row.stop_deadline is None else (row.stop_deadline - self._clock.now()).total_seconds()
 
     def _note(self, before: Pipeline, after: Pipeline) -> None:
         """Tell the pipeline's own log what moved (contract.md section 8)."""

@@ -145,6 +145,8 @@ class Records:
 
     def read_port(self) -> int | str | None:
         """The port in the port file, what is wrong with it, or None when it is not there yet (or still empty)."""
+        if self.port_file.exists() and not self.port_file.is_file():
+            return "is no regular file"
         text = _read(self.port_file, _LONGEST_PORT_BYTES + 1)
         if text is None or not text:
             return None

@@ -257,7 +257,8 @@ async def test_who_became_another_user_is_named_with_that_user(
     sleep = f'os.execle("/bin/sleep", "sleep", "{world.lasting}", {{}})'
     row = world.shell(f"{shlex.join([*PYTHON, become + sleep])} & {BORN} wait")
     await executor.perform(row, Provision())
-    await until(lambda: world.begun(deployment(row)) == 1 and len(world.escaped()) == 1)
+    await until(lambda: world.begun(deployment(row)) == 1)
+    await until(lambda: [os.stat(f"/proc/{pid}").st_uid for pid in world.escaped()] == [nobody])
     [pid] = world.escaped()
     to_kill = signal.pidfd_send_signal
 

@@ -258,16 +258,16 @@ def _is_child(pid: int, parent: int, parent_pidfd: int) -> bool:
 
 def _chase(own_mark: int) -> None:
     """Kill whoever has that mark at first sight, the latest first: such as fork and end before a census reads them."""
-    strangers: set[int] = set()
+    met: set[int] = set()
     give_up_at = time.monotonic() + CHASE_SECONDS
     found = True
     while found and time.monotonic() < give_up_at:
         found = False
         for pid in reversed(all_pids()):
-            if pid in strangers:
+            if pid in met:
                 continue
+            met.add(pid)
             if mark_of(pid) != own_mark:
-                strangers.add(pid)
                 continue
             with suppress(OSError):
                 pidfd = open_if(pid, lambda pid=pid: mark_of(pid) == own_mark)

@@ -188,6 +188,8 @@ class LogFiles:
         """Where reading begins. See `ports.Logs`. Raises OSError. Reads up to all of the log, in a worker thread."""
         self.path(pipeline_id)
         numbering = self._file(pipeline_id).numbering
+        if since is not None and since > self._clock.now():
+            since, tail = None, 0  # nothing that is there was written after a time to come
         return await to_thread.run_sync(
             lambda: numbering.locate(cursor=cursor, tail=tail, since=since),
             abandon_on_cancel=True,

@@ -157,7 +157,7 @@ class Reconciler:
         recorded = await self._store.commit(row, decision.rows, by=Author.DAEMON, cause=decision.reason, now=now)
         before = row
         for after in decision.rows:
-            self._note(before, after)
+            self._note(before, after, decision.reason)
             before = after
         return recorded
 
@@ -177,15 +177,16 @@ class Reconciler:
         """How long the process may hold up a turn: a stop is forced when its grace is over, whatever was asked."""
         return math.inf if row.stop_deadline is None else (row.stop_deadline - self._clock.now()).total_seconds()
 
-    def _note(self, before: Pipeline, after: Pipeline) -> None:
-        """Tell the pipeline's own log what moved (contract.md section 8)."""
+    def _note(self, before: Pipeline, after: Pipeline, why: str) -> None:
+        """Tell the pipeline's own log what moved (contract.md section 8), and of a stop, why."""
         desired = after.resources_desired
         was, status = before.resources_status, after.resources_status
         if was is ResourcesStatus.STOPPED and status is not was:
             self._logs.note(after, "INFO", f"---- run {after.deployment_id} begins ----")
         if status is not was:
             moved = f"{_snake(was)} -> {_snake(status)}"
-            self._logs.note(after, "INFO", f"resources transition {moved} (desired {_snake(desired)})")
+            cause = f": {why}" if status is ResourcesStatus.STOPPING else ""
+            self._logs.note(after, "INFO", f"resources transition {moved} (desired {_snake(desired)}){cause}")
         if before.runtime_status is not after.runtime_status and after.runtime_status is not None:
             moved = f"{_snake(before.runtime_status)} -> {_snake(after.runtime_status)}"
             self._logs.note(after, "INFO", f"runtime transition {moved} (desired {_snake(after.runtime_desired)})")

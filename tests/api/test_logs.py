@@ -157,6 +157,7 @@ async def test_RT3_open_in_every_state_until_deleted(logged: LoggedHouse) -> Non
         "resources transition stopped -> provisioning (desired provisioned)",
         "resources transition provisioning -> provisioned (desired provisioned)",
         "runtime transition running -> paused (desired paused)",
+        "resources transition provisioned -> stopping (desired stopped): stop requested pipeline-id=",
         "resources transition stopping -> stopped (desired stopped)",
         "storage transition clearing -> cleared",
     ):

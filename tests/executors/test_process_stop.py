@@ -306,8 +306,12 @@ async def test_two_stops_at_once(world: ProcessWorld, executor: ProcessExecutor)
 async def test_a_program_that_deleted_its_own_directories_is_stopped(
     world: ProcessWorld, executor: ProcessExecutor, adopted: bool, forced: bool
 ) -> None:
-    row = world.shell(f"trap 'exit 0' TERM; rm -rf '{world.state_dir}/pipelines'; {BORN} while :; do sleep 0.01; done")
+    go = world.home / "go"
+    os.mkfifo(go)
+    script = f"read -r line <'{go}'; rm -rf '{world.state_dir}/pipelines'; {BORN} while :; do sleep 0.01; done"
+    row = world.shell(f"trap 'exit 0' TERM; {script}")
     await executor.perform(row, Provision())
+    go.write_text("\n")
     await until(lambda: world.begun(deployment(row)) == 1)
     async with world.open() as successor:
         stopper = successor if adopted else executor

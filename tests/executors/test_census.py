@@ -9,10 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from penstock.executors import procfs
-from penstock.executors.procfs import DEPLOYMENT, INSTANCE, PIPELINE, Strangers, take_census
-from penstock.model import DeploymentId, PipelineId
+from penstock.executors import ProcessExecutor, procfs
+from penstock.executors.procfs import DEPLOYMENT, INSTANCE, PIPELINE, Strangers, is_our_image, take_census
+from penstock.model import DeploymentId, PipelineId, Provision, StopCompute
 from penstock.ports import Compute
+from penstock.testing.executor_contract import deployment, stopping
+
+from .world import ProcessWorld
 
 ME = "instance-of-this-test"
 OURS = Compute(PipelineId("p"), DeploymentId("d"))
@@ -69,6 +72,34 @@ def test_what_may_still_become_ours_is_no_stranger(monkeypatch: pytest.MonkeyPat
     with sleeper(env=IDS) as ours:
         take_census(ME, {}, strangers)
         assert ours not in strangers
+
+
+async def test_who_only_was_in_a_group_of_that_number_keeps_no_stop_waiting(
+    world: ProcessWorld, executor: ProcessExecutor
+) -> None:
+    row = world.provisioning()
+    await executor.perform(row, Provision())
+    executor._killer._strangers[1] = inode(1), world.pid(row)
+    await executor.perform(stopping(row), StopCompute())
+    assert not world.members(deployment(row))
+
+
+def test_a_fork_of_ours_that_is_no_program_yet_is_told_apart() -> None:
+    reading, writing = os.pipe()
+    fork = os.fork()
+    if not fork:
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        assert is_our_image(fork)
+        with sleeper(env={}) as other:
+            assert not is_our_image(other)
+        assert not is_our_image(1)
+    finally:
+        os.write(writing, b"x")
+        os.waitpid(fork, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_who_has_gone_is_forgotten() -> None:

@@ -28,10 +28,12 @@ from penstock.executors.procfs import (
     children,
     described,
     environment,
+    group_of,
     holders,
     holds,
     is_alive,
     is_of,
+    is_our_image,
     mark,
     mark_of,
     open_if,
@@ -87,8 +89,8 @@ class Killer:
         self._is_child = is_child
         self._known = known
         self._kept = kept
-        strangers: Strangers = {}
-        self._census: Shared[Census] = Shared(reader, lambda: take_census(instance_id, known(), strangers))
+        self._strangers: Strangers = {}
+        self._census: Shared[Census] = Shared(reader, lambda: take_census(instance_id, known(), self._strangers))
 
     async def survey(self) -> list[Compute]:
         """The deployments of which anything is alive."""
@@ -107,7 +109,9 @@ class Killer:
         """The living processes of a deployment, its recorder among them."""
         census = await self._census.get()
         main = deployment.program.main
-        group = census.others.get(main.pid, []) if main is not None and main.leads_group else []
+        group: list[int] = []
+        if main is not None and main.leads_group:  # what is remembered of strangers may be outdated
+            group = [pid for pid in census.others.get(main.pid, []) if group_of(pid) == main.pid]
         watched = [one.pid for one in (main, deployment.program.recorder) if one is not None and one.alive]
         marked = census.marked.get(self._mark(deployment.compute), [])
         return {*census.ours.get(deployment.compute, []), *marked, *group, *watched}
@@ -206,10 +210,10 @@ class Killer:
         if mark_of(pid) == self._mark(deployment.compute):
             return True
         main = deployment.program.main
-        fields = stat_fields(pid)
-        if main is not None and main.leads_group and fields is not None and int(fields[2]) == main.pid:
+        if main is not None and main.leads_group and group_of(pid) == main.pid:
             return True
-        return holds(pid, lock_file)
+        # Who has been forked and has not become another program yet holds all that we do, for a moment.
+        return holds(pid, lock_file) and not is_our_image(pid)
 
     def _mark(self, compute: Compute) -> int:
         return mark(self._instance_id, compute.deployment_id)

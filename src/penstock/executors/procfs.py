@@ -193,6 +193,23 @@ def zombie_status(pid: int, ticks: int) -> int | None:
     return None
 
 
+def group_of(pid: int) -> int | None:
+    """The process group of a process; None when it is gone."""
+    fields = stat_fields(pid)
+    return None if fields is None else int(fields[2])
+
+
+def is_our_image(pid: int) -> bool:
+    """Tell whether a process is a child of this one that runs the same program, as before it becomes another."""
+    fields = stat_fields(pid)
+    if fields is None or int(fields[1]) != os.getpid():
+        return False
+    try:
+        return os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe")
+    except OSError:
+        return False
+
+
 def holders(path: str) -> list[int]:
     """The pids of the processes that have the file at `path` open, this one left out."""
     return [pid for pid in all_pids() if pid != os.getpid() and holds(pid, path)]

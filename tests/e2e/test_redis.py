@@ -28,7 +28,8 @@ def socket_of(daemon: Daemon) -> Path:
 
 
 def create(daemon: Daemon) -> None:
-    options = "--port 0 --dir {storage_dir} --save 3600 1 --daemonize no"
+    # Its own crash report may itself crash, and then end it by another signal.
+    options = "--port 0 --dir {storage_dir} --save 3600 1 --daemonize no --crash-log-enabled no"
     program = f"redis-server {options} --unixsocket {socket_of(daemon)}"
     daemon.create("cache", program, program_config={"toolchain": "command"})
 

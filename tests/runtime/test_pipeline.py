@@ -56,6 +56,27 @@ def test_periodic_checkpoints_are_only_taken_when_something_was_done(run: Run) -
     assert program.checkpoints() == newest
 
 
+@pytest.mark.parametrize(
+    ("change", "warned"), [('state = {"n": n}', True), ('state["n"] = n', False)], ids=["another object", "in place"]
+)
+def test_a_state_that_is_replaced_instead_of_changed_is_noticed(run: Run, change: str, warned: bool) -> None:
+    code = f"""
+import itertools, sys, time
+from penstock import runtime
+with runtime.serve(checkpoint_seconds=0.05) as pipeline:
+    state = pipeline.restore({{"n": -1}})
+    for n in pipeline.each(itertools.count()):
+        {change}
+        time.sleep(0.001)
+"""
+    for _ in range(2):
+        program = run(code)
+        program.until(lambda program=program: len(program.checkpoints()) >= 2 and program.records() > 10)
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 143
+        assert program.log.count("change it in place") == int(warned), program.log
+
+
 def test_the_user_says_how_often(run: Run) -> None:
     program = run(ENDLESS)
     config = program.storage / "config.json"

@@ -118,6 +118,7 @@ class Pipeline:
         self._version = ""
         self._restored = False
         self._steps = 0
+        self._at_first: tuple[int, bytes] | None = None
         self._complete = False
         self._begun = False
         self._signalled = 0
@@ -197,6 +198,7 @@ class Pipeline:
             _say(f"goes on from checkpoint {newest[0].uuid}, {newest[0].processed_records} records")
         with self._control.changed:
             self._state, self._version, self._encode = state, version, encode  # type: ignore[assignment]
+            self._at_first = self._steps, data if newest is None or state is default else newest[1]
             self._restored = True
             kept = None if newest is None else newest[0]
             is_same = kept is not None and kept.deployment_id == self._deployment != ""
@@ -409,7 +411,15 @@ class Pipeline:
         )
         if self._encode is None:
             return None, checkpoint
-        return self._encode(self._state), checkpoint
+        data = self._encode(self._state)
+        if self._at_first is not None and self._steps > self._at_first[0]:
+            if data == self._at_first[1]:
+                _say(
+                    f"the state is what it was at the beginning, {self._steps - self._at_first[0]} steps ago. What "
+                    "restore() returned is what is kept: change it in place, another object under its name is lost."
+                )
+            self._at_first = None
+        return data, checkpoint
 
     def _bootstrap(self, kept: str, own: str) -> None:
         """Decide what becomes of a program whose state has another version than what was kept."""

@@ -6,7 +6,7 @@ section 6.5). Pure. Must never decide whether anything is a fault.
 
 from __future__ import annotations
 
-from penstock.model import EffectFailed, Exit, Fault, JsonObject, Pipeline, Report, Sighting, Unseen
+from penstock.model import EffectFailed, Exit, Fault, JsonObject, Pipeline, Report, Sighting, Starting, Unseen
 
 HOST_RESTARTED = "HostRestarted"
 """The code of the fault of what ended with its host; an executor raises it, the machine may start it again."""
@@ -54,6 +54,8 @@ def provisioning_timeout(timeout_seconds: float, seen: Sighting | EffectFailed) 
             last = f" Last attempt: {seen.fault.message}"
         case Unseen():
             last = f" Last look: {seen.reason}"
+        case Starting(details={"phase": str(phase)}):
+            last = f" It was {phase}."
         case _:
             last = ""
     return Fault(

@@ -379,6 +379,7 @@ def _provisioned(row: Pipeline, seen: Ready, now: datetime) -> Pipeline:
         runtime_status_details={"reason": "Set by the daemon; the process has not been asked yet."},
         runtime_desired=initial.desired if initial is not None else RuntimeDesired.UNAVAILABLE,
         runtime_desired_since=now,
+        details_written_at=None,  # what the first question brings is shown at once
         refresh_version=row.refresh_version + 1,
     )
 

@@ -116,7 +116,7 @@ subprocess.Popen.__init__ = begin_and_be_interrupted
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_daemon_that_is_just_begun_is_not_forgotten(tmp_path: Path, name: str, code: int) -> None:
     run = demo(tmp_path, before=INTERRUPTED_SPAWN.format(signal=name))
     printed, _ = run.communicate(timeout=60)

@@ -95,7 +95,11 @@ def test_provisioning_is_bounded(row: Pipeline, policy: dict[str, Any], seconds:
 
 
 def test_a_timeout_tells_what_was_last_known() -> None:
-    for seen, words in ((Unseen("hung"), "hung"), (EffectFailed(Provision(), FAULT, retry=True), FAULT.message)):
+    for seen, words in (
+        (Unseen("hung"), "hung"),
+        (EffectFailed(Provision(), FAULT, retry=True), FAULT.message),
+        (Starting({"phase": "waiting for the port file"}), "It was waiting for the port file."),
+    ):
         error = decide(STARTS, seen, after(20)).rows[-1].deployment_error
         assert error is not None
         assert words in error.message

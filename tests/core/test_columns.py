@@ -157,6 +157,7 @@ TO_PROVISIONED: dict[str, Any] = {
     "runtime_status_since": NOW,
     "runtime_desired": RuntimeDesired.PAUSED,
     "runtime_desired_since": NOW,
+    "details_written_at": None,
     "refresh_version": 6,
 }
 

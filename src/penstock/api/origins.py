@@ -45,16 +45,16 @@ class Neighbours:
         if host is not None and here is not None and not self._is_ours(_name_in(f"//{host}"), here):
             raise ApiError(
                 "ForbiddenHost",
-                f"The request is addressed to {host[:100]!r}, which is not a name of this daemon. Use its address, or "
-                "add the name to the allowed hosts.",
+                f"The request is addressed to {host[:100]!r}, which is not a name of this daemon. Use "
+                "its address, localhost, or its unix socket.",
                 {"host": host[:100]},
             )
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and not self._may_send(origin, here):
             raise ApiError(
                 "ForbiddenOrigin",
-                f"The request comes from a web page of {origin[:100]!r}, which may not use this daemon. Add it to the "
-                "allowed origins if it should.",
+                f"The request comes from a web page of {origin[:100]!r}, which may not use this daemon: it runs "
+                "programs. Only pages from its own address may.",
                 {"origin": origin[:100]},
             )
 

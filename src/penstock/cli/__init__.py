@@ -125,7 +125,7 @@ def _demo(*, keep: bool) -> None:
     """Show a pipeline's whole life on a real daemon of its own, in a temporary directory; leaves nothing behind."""
     from rich.console import Console
 
-    from penstock.cli.demo import DemoFailed, Interrupted, run
+    from penstock.cli.demo import ENDS, DemoFailed, Interrupted, run
 
     try:
         run(keep=keep, console=Console())
@@ -133,6 +133,6 @@ def _demo(*, keep: bool) -> None:
         click.echo(f"penstock: {failed}", err=True)
         sys.exit(FAILED)
     except Interrupted as interrupted:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDS:
             signal.signal(number, signal.SIG_IGN)  # an interpreter that ends would be killed by one more
         sys.exit(128 + interrupted.number)

@@ -67,6 +67,10 @@ def run(*, keep: bool, console: Console) -> None:
             daemon.end()
 
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What tells the demo to end; SIGHUP comes of a terminal that is closed."""
+
+
 class _Signals:
     """Remembers that the demo was told to end until that is asked for, so that nothing is cut off half made.
 
@@ -76,7 +80,7 @@ class _Signals:
     def __init__(self) -> None:
         self._told: int | None = None
         self._ignored = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)
 

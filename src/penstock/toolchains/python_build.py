@@ -85,7 +85,7 @@ def declared(block: str) -> Wanted:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Flawed(f"the script's inline block (PEP 723) is not valid TOML: {error}") from error
     python = table.get("requires-python", "")
-    if not isinstance(python, str) or python.startswith("-"):
+    if not isinstance(python, str) or not _is_specifier(python):
         raise Flawed("`requires-python` in the script's inline block (PEP 723) must be a version specifier (PEP 440)")
     named = table.get("dependencies", [])
     listed = cast("list[object]", named) if isinstance(named, list) else [None]
@@ -93,6 +93,13 @@ def declared(block: str) -> Wanted:
     if len(packages) != len(listed):
         raise Flawed("`dependencies` in the script's inline block (PEP 723) must be a list of requirements (PEP 508)")
     return Wanted(packages, python)
+
+
+def _is_specifier(text: str) -> bool:
+    import re
+
+    clause = r"\s*(~=|===?|!=|<=?|>=?)\s*[0-9][0-9A-Za-z.*+!_-]*\s*"
+    return not text.strip() or re.fullmatch(rf"{clause}(,{clause})*,?\s*", text) is not None
 
 
 def _is_satisfied(wanted: str, have: tuple[int, ...]) -> bool:

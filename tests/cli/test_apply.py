@@ -205,6 +205,12 @@ class TestOnADaemon:
         ("a.toml", "program_code = ''\nprogram = 'x'", "a: it needs a program"),
         ("a.toml", "program = 'nothing.py'", "nothing.py: No such file or directory"),
         ("a.toml", "progam_code = 'x'", "there is no field 'progam_code'; is 'program_code' meant?"),
+        (
+            "a.toml",
+            "program_code = 'x'\n[program_config]\ntoolchian = 'command'",
+            "program_config has no key 'toolchian'; is 'toolchain' meant?",
+        ),
+        ("a.toml", "program_code = 'x'\n[runtime_config]\nwrokers = 3", "is 'workers' meant?"),
         ("a.toml", "program_code = 'x'\nworkers = 3", "there is no field 'workers'; there are name, program"),
         ("a.toml", "program_code = 'x'\n[runtime_config]\nx = 2020-01-01", "a value that JSON cannot express"),
         ("a.toml", "program_code = 'x'\n[runtime_config]\nx = nan", "a value that JSON cannot express"),
@@ -221,6 +227,13 @@ def test_declarations_that_cannot_be_used(tmp_path: Path, file: str, text: str, 
     assert caught.value.exit_code == 2
     assert caught.value.message.startswith(f"{tmp_path / file}: ")
     assert reason in caught.value.message
+
+
+def test_keys_that_only_the_daemon_knows_pass(tmp_path: Path) -> None:
+    keys = "workers = 1\nhttp_workers = 1\nio_workers = 2\nhosts = 1\nsomething_new = 3"
+    (tmp_path / "a.toml").write_text(f"program_code = 'x'\n[runtime_config]\n{keys}\n")
+    [declared] = read([str(tmp_path / "a.toml")])
+    assert len(declared.body["runtime_config"]) == 5
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

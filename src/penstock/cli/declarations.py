@@ -25,6 +25,21 @@ _PROGRAM = "program"
 _FIELDS = ("description", "tags", "program_code", "udf_rust", "udf_toml", "program_config", "runtime_config")
 """What can be declared beside the name; what is not has its default."""
 
+_WITHIN: Mapping[str, tuple[str, ...]] = {
+    "program_config": ("toolchain", "contract", "profile", "cache", "runtime_version", "use_platform_compiler"),
+    "runtime_config": (
+        "env",
+        "workers",
+        "storage",
+        "fault_tolerance",
+        "resources",
+        "provisioning_timeout_secs",
+        "logging",
+    ),
+}
+"""Keys that are much used. The daemon lets others pass, as clients of its API expect; what is nearly one of these is
+refused here, since it would be of no effect."""
+
 _DEFAULTS: Mapping[str, Json] = {"description": "", "tags": [], "udf_rust": "", "udf_toml": ""}
 
 _TOLD_BY_DAEMON = frozenset(
@@ -171,6 +186,12 @@ def _one(file: str, value: Json, name: str, which: str) -> Declaration:
     if (_PROGRAM in given) is ("program_code" in given):
         raise _unusable(file, "it needs a program: `program`, a file, or `program_code`, its text", name)
     body = {key: given[key] for key in _FIELDS if given.get(key) is not None}
+    for field, usual in _WITHIN.items():
+        value = body.get(field)
+        for key in cast("dict[str, Json]", value) if isinstance(value, dict) else ():
+            near = [] if key in usual else get_close_matches(key, usual, n=1, cutoff=0.8)
+            if near and not key.endswith(f"_{near[0]}"):
+                raise _unusable(file, f"{field} has no key {key!r}; is {near[0]!r} meant?", name)
     program_file = ""
     if _PROGRAM in given:
         if not isinstance(given[_PROGRAM], str):

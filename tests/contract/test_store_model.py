@@ -7,12 +7,14 @@ two clocks.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -229,3 +231,4 @@ def _without_ids(answer: object) -> object:
 
 TestStoresAgree = StoresAgree.TestCase
 TestStoresAgree.settings = settings(stateful_step_count=25)
+TestStoresAgree.pytestmark = [pytest.mark.timeout(3600 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 300)]

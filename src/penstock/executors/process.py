@@ -14,7 +14,6 @@ alone, and never say Absent while anything of the deployment lives or could stil
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,6 +45,7 @@ from penstock.executors.procfs import (
 from penstock.executors.recorder import is_unbegun
 from penstock.executors.records import Claim, Ending, Facts, Records
 from penstock.executors.shared import Shared
+from penstock.executors.steering import STEER_SECONDS, go_on, is_paused_soon, pause, tell_to_end
 from penstock.executors.storage import Held, Home, pipelines
 from penstock.executors.watch import Program, Watched
 from penstock.faults import HOST_RESTARTED
@@ -78,12 +78,6 @@ from penstock.model import (
 from penstock.ports import Clock, Compute, ExecutorError, Logs, Probe, Toolchains, Usage
 
 log = structlog.get_logger("penstock.executors.process")
-
-STEER_SECONDS, STEER_PAUSE_SECONDS = 1.0, 0.001
-"""How long a stop of all threads may take; the kernel tells nobody but the parent of it, so it is looked for."""
-
-STOP_ATTEMPT_SECONDS = 0.05
-"""How long one attempt at a stop may take."""
 
 LOG_TAIL_LINES = 20
 
@@ -333,7 +327,7 @@ class ProcessExecutor:
         for earlier in begun.earlier:
             self._tasks.start_soon(self._tidy, home, earlier)
         if row.runtime_intent is RuntimeDesired.PAUSED and begun.contract == "process":
-            await _is_stopped_soon(deployment.program, STEER_SECONDS, stopped=True)
+            await is_paused_soon(deployment.program)
 
     async def _tidy(self, home: Home, deployment: DeploymentId) -> None:
         """Delete what an earlier deployment has left, beside everything else; what remains goes at the next start."""
@@ -356,17 +350,14 @@ class ProcessExecutor:
         try:
             match target:
                 case RuntimeDesired.PAUSED:
-                    done = await _stop_for_now(program)
+                    done = await pause(program)
                 case RuntimeDesired.RUNNING:
-                    program.signal_group(signal.SIGCONT)
-                    done = await _is_stopped_soon(program, STEER_SECONDS, stopped=False)
+                    done = await go_on(program)
                 case RuntimeDesired.SUSPENDED:
                     # Recorded first: whoever sees the end must know that it was asked for.
                     await self._note_of(found.records.write_told_to_end, compute)
                     found.told_to_end = done = True
-                    program.signal_group(signal.SIGTERM)
-                    if is_stopped(program.pid):
-                        program.signal_group(signal.SIGCONT)
+                    tell_to_end(program)
                 case _:
                     done = True
         except OSError as error:
@@ -553,31 +544,6 @@ def _first_leader(pids: list[int]) -> Claim | None:
             continue
         found.append(Claim(pid, int(fields[19]), int(fields[1])))
     return min(found, key=lambda claim: claim.start_ticks, default=None)
-
-
-async def _stop_for_now(program: Program) -> bool:
-    """Stop the program's group; False if that takes too long.
-
-    A stop that comes while a child is between vfork and exec stops the child, and leaves its parent waiting for it, not
-    stopped itself: then they are let go, and stopped again.
-    """
-    give_up_at = anyio.current_time() + STEER_SECONDS
-    while anyio.current_time() < give_up_at:
-        program.signal_group(signal.SIGSTOP)
-        if await _is_stopped_soon(program, STOP_ATTEMPT_SECONDS, stopped=True):
-            return True
-        program.signal_group(signal.SIGCONT)
-        await anyio.sleep(STEER_PAUSE_SECONDS)
-    return False
-
-
-async def _is_stopped_soon(program: Program, seconds: float, *, stopped: bool) -> bool:
-    """Wait until the program is stopped, or goes on; False if that takes too long. An ended one is anything."""
-    with anyio.move_on_after(seconds):
-        while program.alive and is_stopped(program.pid) is not stopped:  # noqa: ASYNC110 - only its parent is told
-            await anyio.sleep(STEER_PAUSE_SECONDS)
-        return True
-    return False
 
 
 def _cannot_steer(text: str) -> ExecutorError:
